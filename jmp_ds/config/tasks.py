@@ -1,0 +1,123 @@
+"""`tasks`: what is learned, from which structures, on which graphs, with which weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jmp_ds.config.base import Fraction, NonNegativeFloat, PositiveFloat, Section
+
+
+class GraphConfig(Section):
+    """How the structures of one task become graphs; what is left out comes from `model.graph`, or from the bundle."""
+
+    cutoff: PositiveFloat | None = Field(
+        default=None, description="largest edge length in Å (12 unless the bundle says otherwise)"
+    )
+    max_neighbors: int | None = Field(
+        default=None, ge=1, description="cap M of the main graph (30); the other caps follow"
+    )
+    qint_tags: list[int] | None = Field(
+        default=None, description="quadruplets need a middle bond that touches an atom with one of these tags ([1, 2])"
+    )
+
+
+class EnergyConfig(Section):
+    """The energy of a structure, as a sum over its atoms."""
+
+    weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss; 0 evaluates without training")
+    bias: bool | None = Field(
+        default=None,
+        description="biases in the head's hidden layers (yes in pre-training, no in fine-tuning, unless said)",
+    )
+
+
+class ForcesConfig(Section):
+    """Forces on atoms."""
+
+    weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss")
+    kind: Literal["direct", "gradient"] = Field(
+        default="direct", description="`direct`: a head on edges; `gradient`: minus the derivative of the energy"
+    )
+    loss: Literal["structure", "atom"] = Field(
+        default="structure", description="average over the atoms of a structure first (JMP), or over all atoms"
+    )
+
+
+class ScalarConfig(Section):
+    """Any other number per structure."""
+
+    label: str = Field(description="name of the label in the store")
+    unit: str = Field(default="", description="unit of the label, for tables")
+    weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss")
+    reduction: Literal["sum", "mean", "max"] = Field(default="sum", description="how atoms are combined")
+
+
+class SplitFilesConfig(Section):
+    """Splits given as files of structure numbers (one per line, or .npy/.npz with integers)."""
+
+    train: str = Field(description="file with the numbers of the training structures")
+    val: str | None = Field(default=None, description="file with the numbers of the validation structures")
+    test: str | None = Field(default=None, description="file with the numbers of the test structures")
+
+
+class SplitConfig(Section):
+    """Which structures train, validate and test: fractions drawn by seed and group, or files."""
+
+    train: Fraction | None = Field(default=None, description="fraction that trains (default: what val and test leave)")
+    val: Fraction = Field(default=0.1, description="fraction that validates")
+    test: Fraction = Field(default=0.0, description="fraction kept for the final test")
+    seed: int = Field(default=0, ge=0, description="which draw")
+    files: SplitFilesConfig | None = Field(default=None, description="take the splits from files instead")
+    limit_train: int | None = Field(
+        default=None, ge=1, description="use at most so many training structures, drawn by the seed"
+    )
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitConfig:
+        if self.files is None and (self.train or 0.0) + self.val + self.test > 1.0 + 1e-9:
+            raise ValueError("train, val and test add up to more than 1")
+        if self.files is None and self.val + self.test >= 1.0:
+            raise ValueError("val and test leave nothing to train on")
+        return self
+
+
+class TaskConfig(Section):
+    """One thing to learn from one store."""
+
+    store: str = Field(description="folder written by `jmp-ds data convert` or `jmp-ds data demo`")
+    graph: GraphConfig = Field(default_factory=GraphConfig, description="how structures become graphs")
+    energy: EnergyConfig | None = Field(default=None, description="learn `energy` (eV)")
+    forces: ForcesConfig | None = Field(default=None, description="learn `forces` (eV/Å)")
+    scalar: ScalarConfig | None = Field(default=None, description="learn one other number per structure")
+    scalars: list[ScalarConfig] = Field(default_factory=list, description="several of them")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="which structures train, validate and test")
+    references: Literal["auto", "fit", "keep", "none"] = Field(
+        default="auto",
+        description="element references of the energy: `fit` by least squares (from a bundle: the smallest change from "
+        "its references), `keep` those of the bundle, `none`; `auto` is `fit` where there is an energy",
+    )
+    normalize: bool = Field(
+        default=True, description="train on (value - references - mean) / std; statistics of the training split"
+    )
+
+    @model_validator(mode="after")
+    def _targets(self) -> TaskConfig:
+        if self.energy is None and self.forces is None and not self.all_scalars:
+            raise ValueError("nothing to learn: give it `energy`, `forces` or `scalar`")
+        labels = [s.label for s in self.all_scalars]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"the same scalar label twice: {labels}")
+        reserved = sorted({"energy", "forces"} & set(labels))
+        if reserved:
+            raise ValueError(f"scalar label {reserved[0]!r}: write `{reserved[0]}:` as its own key")
+        weights = [t.weight for t in (self.energy, self.forces, *self.all_scalars) if t is not None]
+        if not any(weights):
+            raise ValueError("every weight is 0: nothing would be trained")
+        return self
+
+    @property
+    def all_scalars(self) -> tuple[ScalarConfig, ...]:
+        """`scalar` and `scalars` together."""
+        return ((self.scalar,) if self.scalar else ()) + tuple(self.scalars)
