@@ -1,0 +1,99 @@
+"""Output heads: a five-layer MLP per label, and the sums that make energies, forces and scalars of its numbers.
+
+Specification sections 2 (head MLP), 7 and 9.2. The MLPs follow the precision of the caller (autocast); the sums are
+float32 at least, with autocast off. Every function takes zero rows, and none looks at the values of a tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jmp_ds.graphs.batch import TaskRows
+from jmp_ds.models.layers import scaled_silu
+from jmp_ds.tasks.specs import Reduction
+
+#: Linear layers of a head (`num_mlps` of the published settings).
+HEAD_LAYERS = 5
+
+
+class ScaledSiLU(nn.Module):
+    """The activation as a module, because published keys count it among the layers of a head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to any shape."""
+        return scaled_silu(x)
+
+
+class HeadMLP(nn.Sequential):
+    """Four layers width → width and one width → 1, with activations between; PyTorch's default initialisation.
+
+    The linear layers have the indices 0, 2, 4, 6, 8, as published. The last never has a bias.
+    """
+
+    def __init__(self, width: int, *, bias: bool = True) -> None:
+        """Args: width of the features; bias: whether the hidden layers have one."""
+        layers: list[nn.Module] = []
+        for _ in range(HEAD_LAYERS - 1):
+            layers += [nn.Linear(width, width, bias=bias), ScaledSiLU()]
+        super().__init__(*layers, nn.Linear(width, 1, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[K, width] → [K]."""
+        return super().forward(features).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def energy(head: HeadMLP, atoms: Tensor, rows: TaskRows) -> Tensor:
+    """Sum over the atoms of every structure of the task: atom features [N, width] → [B_t], float32 at least."""
+    return _sum_per_structure(_wide(head(atoms.index_select(0, rows.atoms))), rows)
+
+
+def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows) -> Tensor:
+    """Sum over the incoming edges of every atom of the task: number of the edge × its unit vector.
+
+    Args:
+        head: its MLP.
+        edges: [E, width] features of the main edges.
+        vectors: [E, 3] unit vectors, source → target.
+        rows: the task's rows.
+
+    Returns:
+        [N_t, 3], float32 at least.
+    """
+    strength = _wide(head(edges.index_select(0, rows.edges)))
+    direction = _wide(vectors.index_select(0, rows.edges))
+    with torch.autocast(strength.device.type, enabled=False):
+        contributions = strength.unsqueeze(-1) * direction
+        forces = contributions.new_zeros(rows.atoms.shape[0], 3)
+        return forces.index_add(0, rows.edge_atom, contributions)
+
+
+def scalar(head: HeadMLP, atoms: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
+    """Sum, mean or maximum over the atoms of every structure of the task: [N, width] → [B_t], float32 at least."""
+    per_atom = _wide(head(atoms.index_select(0, rows.atoms)))
+    return reduce_per_structure(per_atom, rows, reduction)
+
+
+def reduce_per_structure(values: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
+    """[N_t, ...] → [B_t, ...]; a structure without atoms gets zero."""
+    if reduction == "sum":
+        return _sum_per_structure(values, rows)
+    if reduction == "mean":
+        count = _sum_per_structure(torch.ones_like(values), rows)
+        return _sum_per_structure(values, rows) / count.clamp(min=1)
+    with torch.autocast(values.device.type, enabled=False):
+        index = rows.atom_structure.view(-1, *(1,) * (values.dim() - 1)).expand_as(values)
+        zeros = values.new_zeros(rows.structures.shape[0], *values.shape[1:])
+        return zeros.scatter_reduce(0, index, values, "amax", include_self=False)
+
+
+def _sum_per_structure(values: Tensor, rows: TaskRows) -> Tensor:
+    """[N_t, ...] → [B_t, ...]."""
+    with torch.autocast(values.device.type, enabled=False):
+        zeros = values.new_zeros(rows.structures.shape[0], *values.shape[1:])
+        return zeros.index_add(0, rows.atom_structure, values)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """The same numbers in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,67 @@
+"""Between the model's numbers and the labels' units: value = std · x + mean + sum of element references.
+
+All arithmetic is float64, because total energies reach −10⁴ eV, where float32 resolves 1 meV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from jmp_ds.graphs.batch import Batch, TaskRows
+from jmp_ds.tasks.specs import Normalization, Task
+
+_PER_ATOM = ("forces",)
+
+
+def normalized_target(task: Task, label: str, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """What the model should output for one label on the task's rows.
+
+    Args:
+        task: the task.
+        label: one of its labels; must be in `batch.labels`.
+        batch: the batch; rows whose label is absent give finite, meaningless numbers (see `present`).
+        dtype: of the result, the one of the outputs.
+
+    Returns:
+        [B_t], or [N_t, 3] for forces.
+    """
+    rows = batch.rows[task.name]
+    index = rows.atoms if label in _PER_ATOM else rows.structures
+    values = batch.labels[label].values.index_select(0, index).double()
+    norm = task.normalize_by(label)
+    return ((values - offset(norm, batch, rows)) / norm.std).to(dtype)
+
+
+def denormalize(task: Task, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The task's outputs in the labels' units (eV, eV/Å or the scalar's unit), float64, same shapes as the outputs."""
+    rows = batch.rows[task.name]
+    result = {}
+    for label, values in outputs.items():
+        norm = task.normalize_by(label)
+        result[label] = values.double() * norm.std + offset(norm, batch, rows)
+    return result
+
+
+def present(task: Task, label: str, batch: Batch) -> Tensor:
+    """Bool [B_t]: which of the task's structures carry the label; all False where the batch has none of it."""
+    rows = batch.rows[task.name].structures
+    if label not in batch.labels:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    return batch.labels[label].present.index_select(0, rows)
+
+
+def offset(norm: Normalization, batch: Batch, rows: TaskRows) -> Tensor | float:
+    """Mean plus the references summed over the atoms: float64 [B_t], or the mean alone where there are no references.
+
+    Elements beyond the table count as zero.
+    """
+    if not norm.references:
+        return norm.mean
+    numbers = batch.atomic_numbers.index_select(0, rows.atoms)
+    table = torch.tensor((*norm.references, 0.0), dtype=torch.float64, device=numbers.device)
+    per_atom = table[numbers.clamp(max=len(norm.references))]
+    sums = per_atom.new_zeros(rows.structures.shape[0]).index_add(0, rows.atom_structure, per_atom)
+    return sums + norm.mean
