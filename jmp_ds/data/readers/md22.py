@@ -1,0 +1,29 @@
+"""MD22: one large molecule in an .npz with keys z, R, E, F; kcal/mol and Å."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jmp_ds.data.readers.base import About, Block, ReaderOptions
+from jmp_ds.data.readers.md17 import trajectory
+
+ABOUT = About(
+    title="MD22 .npz (z, R, E, F), one molecule",
+    units="kcal/mol, Å, kcal/mol/Å",
+    energy="total electronic energy",
+    level_of_theory="PBE+MBD",
+    licence="free with citation",
+    citation="Chmiela et al., Sci. Adv. 9, eadf0873 (2023)",
+    patterns=("*.npz",),
+    labels={"energy": "eV", "forces": "eV/Å"},
+)
+
+
+def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
+    """Every frame; see `md17.blocks` on groups.
+
+    Raises:
+        UserError: keys are missing or shapes do not fit.
+    """
+    yield from trajectory(path, {"z": "z", "R": "R", "E": "E", "F": "F"})
