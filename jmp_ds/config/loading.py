@@ -18,7 +18,7 @@ from jmp_ds.config.pretrain import PretrainConfig, TrainingConfig
 from jmp_ds.config.yaml_files import KeyPath, Layer, merge, parse_override, parse_yaml, read_yaml
 from jmp_ds.errors import UserError
 
-ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig, covariant=True)
 
 #: Name of the recipe that lies under every other one.
 DEFAULT_RECIPE = "default"

@@ -1,0 +1,136 @@
+"""Tables and pictures of runs: plain values in, files out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+#: Points drawn per panel at most; more only make the file large.
+MAX_POINTS = 20_000
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Predictions of one label against its reference values.
+
+    Attributes:
+        title: what is shown, e.g. `slabs: energy`.
+        unit: of both arrays.
+        reference: values of the label, any shape, float64.
+        predicted: the model's, same shape.
+    """
+
+    title: str
+    unit: str
+    reference: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error; NaN without points."""
+        return float(np.abs(self.predicted - self.reference).mean()) if self.reference.size else math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture: y over x."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line cut off by a crash is left out; [] if there is no file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table that reads well as text, too; numbers are rounded to four digits."""
+    cells = [[_cell(value) for value in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def plot_curves(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> None:
+    """One panel per title, with a logarithmic y axis; panels without points are left out."""
+    shown = {title: [c for c in curves if len(c.x)] for title, curves in panels.items()}
+    shown = {title: curves for title, curves in shown.items() if curves}
+    figure, axes = _grid(len(shown))
+    for ax, (title, curves) in zip(axes, shown.items(), strict=True):
+        for curve in curves:
+            ax.plot(curve.x, curve.y, label=curve.label, linewidth=1.2, marker="." if len(curve.x) < 30 else None)
+        if all(value > 0 for curve in curves for value in curve.y):
+            ax.set_yscale("log")
+        ax.set_title(title)
+        ax.set_xlabel(x_label)
+        if any(curve.label for curve in curves):
+            ax.legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_parity(path: Path, panels: Sequence[Parity]) -> None:
+    """Predicted against reference values, one panel each, with the mean absolute error in the title."""
+    panels = [p for p in panels if p.reference.size]
+    figure, axes = _grid(len(panels))
+    for ax, panel in zip(axes, panels, strict=True):
+        x, y = panel.reference.ravel(), panel.predicted.ravel()
+        every = max(1, -(-len(x) // MAX_POINTS))
+        ax.scatter(x[::every], y[::every], s=4, alpha=0.5, linewidths=0)
+        low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+        ax.plot([low, high], [low, high], color="black", linewidth=0.8)
+        ax.set_title(f"{panel.title}\nMAE {panel.mae:.4g} {panel.unit}")
+        ax.set_xlabel(f"reference ({panel.unit})")
+        ax.set_ylabel(f"predicted ({panel.unit})")
+    _save(figure, path)
+
+
+def plot_pairs(path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float]], units: Sequence[str]) -> None:
+    """Bars side by side for each name, e.g. pre-trained against scratch; one panel per name, because units differ."""
+    figure, axes = _grid(len(names))
+    for i, ax in enumerate(axes):
+        heights = [values[i] for values in groups.values()]
+        bars = ax.bar(list(groups), heights, color=[f"C{k}" for k in range(len(groups))])
+        ax.bar_label(bars, fmt="%.4g")
+        ax.margins(y=0.15)
+        ax.set_title(names[i])
+        ax.set_ylabel(f"test MAE ({units[i]})")
+    _save(figure, path)
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, at most four in a row."""
+    columns = min(max(count, 1), 4)
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
