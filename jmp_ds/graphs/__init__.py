@@ -1,0 +1,1 @@
+"""Positions to edges: settings, neighbour search, the graphs of a batch."""

@@ -94,7 +94,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return _moved(self, device)  # type: ignore[no-any-return]
+        return _moved(self, device)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:

@@ -1,0 +1,265 @@
+"""Geometry to tables that every block shares: lengths, angles and azimuths, contracted with the shared basis weights.
+
+Nothing here depends on features. Everything is computed in float32 at least, whatever the precision of the features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jmp_kernels import expand_feature, segment_sum
+from torch import Tensor, nn
+
+from jmp_ds.graphs.graph import EdgeSet, Graph
+from jmp_ds.graphs.settings import Dihedral
+from jmp_ds.models.angular import (
+    addition_factors,
+    azimuth_powers,
+    fourier_coefficients,
+    perpendicular_frame,
+    spherical_harmonics,
+    zonal_harmonics,
+)
+from jmp_ds.models.config import BackboneConfig
+from jmp_ds.models.layers import BasisEmbedding, Dense, EdgeEmbedding, he_orthogonal_
+from jmp_ds.models.radial import RadialBasis
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """Triplet read-out of every edge (linear message passing, section 1).
+
+    Attributes:
+        table: U [E, K, L²].
+        own: Σ_l P̃_l(1) R[e,k,l], what the excluded twin contributes: [E, K].
+    """
+
+    table: Tensor
+    own: Tensor
+
+
+@dataclass(frozen=True)
+class QuadrupletTables:
+    """Tables of in-triplets and out-pairs (linear message passing, section 2); H azimuth channels.
+
+    Attributes:
+        circular: [R_in, cbf], the angular gate of every in-triplet.
+        write: [R_in, 2H], azimuth powers of d about b→a.
+        zonal: [R_out, L], P̃_l(cos φ_cab).
+        read: [R_out, H, 2], azimuth powers of c about b→a.
+        same: [R_out, H], what the in-triplet d = c contributes and must not.
+        radial: [E, sbf, L·H], radial basis times weights, in Fourier form.
+    """
+
+    circular: Tensor
+    write: Tensor
+    zonal: Tensor
+    read: Tensor
+    same: Tensor
+    radial: Tensor
+
+
+@dataclass(frozen=True)
+class BasisTables:
+    """All tables of one batch.
+
+    Attributes:
+        vectors: [E, 3] unit vectors of main edges, source to target.
+        radial: [E, num_radial], radial basis of main edges.
+        rad_e2e, rad_quad, rad_e2a, rad_update, rad_out: [E, rbf], its projections.
+        rad_a2e: [E_a2ee2a, rbf].
+        rad_a2a: [pairs, rbf], summed over the periodic images of a pair.
+        harmonics, harmonics_a2ee2a: [E, L²] and [E_a2ee2a, L²].
+        e2e, a2e: read-outs on main edges.
+        e2a_moments: [E, L² + cbf], harmonics and the exclusion's rows.
+        e2a_readout: [N, cbf, L² + cbf].
+        quadruplet: tables of the quadruplet interaction.
+    """
+
+    vectors: Tensor
+    radial: Tensor
+    rad_e2e: Tensor
+    rad_quad: Tensor
+    rad_e2a: Tensor
+    rad_update: Tensor
+    rad_out: Tensor
+    rad_a2e: Tensor
+    rad_a2a: Tensor
+    harmonics: Tensor
+    harmonics_a2ee2a: Tensor
+    e2e: ReadOut
+    a2e: ReadOut
+    e2a_moments: Tensor
+    e2a_readout: Tensor
+    quadruplet: QuadrupletTables
+
+
+class AtomAtomBasis(nn.Module):
+    """Radial basis of atom-atom edges; key `weight` [rbf, num_radial] as published."""
+
+    def __init__(self, num_radial: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(he_orthogonal_(torch.empty(size, num_radial)))
+
+    def forward(self, radial: Tensor) -> Tensor:
+        """[E, num_radial] to [E, rbf]."""
+        return radial @ self.weight.to(radial.dtype).T
+
+
+def edge_geometry(edges: EdgeSet, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Length [E] in Å and unit vector [E, 3] of every edge; the difference is taken in the precision of `pos`."""
+    vector = pos.index_select(0, edges.target) - pos.index_select(0, edges.source) - edges.shift.to(pos.dtype)
+    vector = vector.to(dtype)
+    length = vector.square().sum(-1).sqrt()
+    return length, vector / length[:, None]
+
+
+class Bases(nn.Module):
+    """The shared basis layers (specification section 4); names as published."""
+
+    addition: Tensor
+    fourier: Tensor
+    zonal_at_one: Tensor
+
+    def __init__(self, config: BackboneConfig, dihedral: Dihedral) -> None:
+        super().__init__()
+        c, radial, orders = config, config.num_radial, config.num_spherical
+        self.dihedral: Dihedral = dihedral
+        self.radial_basis = RadialBasis(radial)
+        self.mlp_rbf_qint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_cbf_qint = BasisEmbedding(radial, orders, c.emb_size_cbf)
+        self.mlp_sbf_qint = BasisEmbedding(radial, orders**2, c.emb_size_sbf)
+        self.mlp_rbf_aeint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_cbf_aeint = BasisEmbedding(radial, orders, c.emb_size_cbf)
+        self.mlp_rbf_eaint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_cbf_eaint = BasisEmbedding(radial, orders, c.emb_size_cbf)
+        self.mlp_rbf_aint = AtomAtomBasis(radial, c.emb_size_rbf)
+        self.mlp_rbf_tint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_cbf_tint = BasisEmbedding(radial, orders, c.emb_size_cbf)
+        self.mlp_rbf_h = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_rbf_out = Dense(radial, c.emb_size_rbf, activation=False)
+        self.edge_emb = EdgeEmbedding(c.emb_size_atom, radial, c.emb_size_edge)
+        self._orders = orders
+        self.register_buffer("addition", addition_factors(orders), persistent=False)
+        self.register_buffer("fourier", fourier_coefficients(orders, dihedral), persistent=False)
+        one = zonal_harmonics(torch.ones((), dtype=torch.float64), orders)
+        self.register_buffer("zonal_at_one", one, persistent=False)
+
+    def forward(self, graph: Graph, pos: Tensor, dtype: torch.dtype) -> BasisTables:
+        """Tables of a batch.
+
+        Args:
+            graph: its graphs.
+            pos: [N, 3] in Å.
+            dtype: precision of the tables, float32 or float64.
+        """
+        with torch.autocast(pos.device.type, enabled=False):
+            return self._tables(graph, pos, dtype)
+
+    def _tables(self, graph: Graph, pos: Tensor, dtype: torch.dtype) -> BasisTables:
+        length, vectors = edge_geometry(graph.main, pos, dtype)
+        length_ae, vectors_ae = edge_geometry(graph.a2ee2a, pos, dtype)
+        length_aa, _ = edge_geometry(graph.a2a, pos, dtype)
+        length_q, vectors_q = edge_geometry(graph.qint, pos, dtype)
+        end = graph.envelope_end_of_atom.to(dtype)
+        radial = self.radial_basis(length, end.index_select(0, graph.main.target))
+        radial_ae = self.radial_basis(length_ae, end.index_select(0, graph.a2ee2a.target))
+        radial_aa = self.radial_basis(length_aa, end.index_select(0, graph.a2a.target))
+        radial_q = self.radial_basis(length_q, end.index_select(0, graph.qint.target))
+        harmonics = spherical_harmonics(vectors, self._orders)
+        harmonics_ae = spherical_harmonics(vectors_ae, self._orders)
+        moments, readout = self._edge_to_atom(graph, radial_ae, harmonics, harmonics_ae)
+        rad_aa = self.mlp_rbf_aint(radial_aa)
+        num_pairs = graph.pairs.source.shape[0]
+        return BasisTables(
+            vectors=vectors,
+            radial=radial,
+            rad_e2e=_project(self.mlp_rbf_tint, radial),
+            rad_quad=_project(self.mlp_rbf_qint, radial),
+            rad_e2a=_project(self.mlp_rbf_eaint, radial),
+            rad_update=_project(self.mlp_rbf_h, radial),
+            rad_out=_project(self.mlp_rbf_out, radial),
+            rad_a2e=_project(self.mlp_rbf_aeint, radial_ae),
+            rad_a2a=rad_aa.new_zeros(num_pairs, rad_aa.shape[1]).index_add(0, graph.pairs.pair, rad_aa),
+            harmonics=harmonics,
+            harmonics_a2ee2a=harmonics_ae,
+            e2e=self._read_out(self.mlp_cbf_tint, radial, harmonics),
+            a2e=self._read_out(self.mlp_cbf_aeint, radial, harmonics),
+            e2a_moments=moments,
+            e2a_readout=readout,
+            quadruplet=self._quadruplets(graph, vectors, vectors_q, radial, radial_q),
+        )
+
+    def _read_out(self, embedding: BasisEmbedding, radial: Tensor, harmonics: Tensor) -> ReadOut:
+        """U[e,k,p] = sqrt(4π/(2l+1)) R[e,k,l(p)] Y_p(v_e), and the twin's weight."""
+        weights = embedding(radial)
+        table = (weights @ self.addition.to(radial.dtype)) * harmonics[:, None]
+        return ReadOut(table=table, own=weights @ self.zonal_at_one.to(radial.dtype))
+
+    def _edge_to_atom(
+        self, graph: Graph, radial_ae: Tensor, harmonics: Tensor, harmonics_ae: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Moments and read-out of edge→atom: the read-out collapses onto atoms, the exclusion rides along as moments."""
+        read = self._read_out(self.mlp_cbf_eaint, radial_ae, harmonics_ae)
+        per_atom = segment_sum(read.table, graph.a2ee2a.by_target)
+        found = graph.twin.found[:, None].to(read.own.dtype)
+        if read.own.shape[0]:
+            excluded = read.own.index_select(0, graph.twin.index) * found
+        else:
+            excluded = read.own.new_zeros(found.shape[0], read.own.shape[1])
+        minus_one = -torch.eye(read.own.shape[1], dtype=per_atom.dtype, device=per_atom.device)
+        readout = torch.cat([per_atom, minus_one.expand(per_atom.shape[0], -1, -1)], dim=2)
+        return torch.cat([harmonics, excluded], dim=1), readout
+
+    def _quadruplets(
+        self, graph: Graph, vectors: Tensor, vectors_q: Tensor, radial: Tensor, radial_q: Tensor
+    ) -> QuadrupletTables:
+        quads, orders = graph.quadruplets, self._orders
+        first, second = perpendicular_frame(vectors_q)
+        # in-triplets d→b→a: the cosine is head to tail (specification section 4)
+        middle = quads.by_middle.index
+        bond, axis = vectors.index_select(0, quads.in_edge), vectors_q.index_select(0, middle)
+        zonal_in = zonal_harmonics(self._cosine(bond, axis), orders)
+        frame = first.index_select(0, middle), second.index_select(0, middle)
+        write = azimuth_powers(bond, *frame, orders, self.dihedral, reads=False)
+        circular = expand_feature(zonal_in, self.mlp_cbf_qint(radial_q).transpose(1, 2), quads.by_middle)
+        # out-pairs (c→a, b→a)
+        bond = vectors.index_select(0, quads.by_edge.index)
+        axis = vectors_q.index_select(0, quads.out_middle)
+        frame = first.index_select(0, quads.out_middle), second.index_select(0, quads.out_middle)
+        read = azimuth_powers(bond, *frame, orders, self.dihedral, reads=True)
+        return QuadrupletTables(
+            circular=circular,
+            write=write.flatten(1),
+            zonal=zonal_harmonics(self._cosine(bond, axis), orders),
+            read=read,
+            same=_same_terms(graph, read, write),
+            radial=self._quadruplet_radial(radial),
+        )
+
+    def _cosine(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner product of unit vectors; the published rule clamps it, the smooth one is a polynomial as it stands."""
+        cosine = (a * b).sum(-1)
+        return cosine.clamp(-1.0, 1.0) if self.dihedral == "jmp" else cosine
+
+    def _quadruplet_radial(self, radial: Tensor) -> Tensor:
+        """Σ_l' W1[e,k,l,l'] a[l',n]: the dihedral's Legendre series as a Fourier series, folded into the weight."""
+        weight = self.mlp_sbf_qint.weight.to(radial.dtype)
+        num_radial, _, size = weight.shape
+        fourier = self.fourier.to(radial.dtype)
+        folded = weight.reshape(num_radial, size, self._orders, self._orders) @ fourier
+        return (radial @ folded.flatten(1)).view(-1, size, self._orders * fourier.shape[1])
+
+
+def _project(layer: Dense, radial: Tensor) -> Tensor:
+    return radial @ layer.weight.to(radial.dtype).T
+
+
+def _same_terms(graph: Graph, read: Tensor, write: Tensor) -> Tensor:
+    """For every out-pair, per azimuth channel, the share of the in-triplet d = c: [R_out, H]."""
+    same = graph.quadruplets.same
+    if not write.shape[0]:
+        return read.new_zeros(read.shape[:2])
+    share = (read * write.index_select(0, same.index)).sum(-1)
+    return share * same.found[:, None].to(share.dtype)

@@ -1,0 +1,237 @@
+"""The five interactions between atoms and edges, in time linear in the edges (specification section 5.1-5.6).
+
+Sums over triplets and quadruplets are moments in, read-out out (linear message passing). They run in the precision of the
+basis tables; dense layers run in that of the features.
+"""
+
+from __future__ import annotations
+
+import torch
+from jmp_kernels import expand_feature, segment_outer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jmp_ds.graphs.graph import Graph
+from jmp_ds.models.bases import BasisTables, ReadOut
+from jmp_ds.models.config import BackboneConfig
+from jmp_ds.models.layers import INV_SQRT_2, Dense
+from jmp_ds.models.scaling import ScaleFactor
+
+
+class Bilinear(nn.Module):
+    """The dense layer of the efficient bilinear form; key `bilinear.linear.weight` as published."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.bilinear = Dense(in_features, out_features, activation=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, basis · in], basis channel first."""
+        return self.bilinear.weight
+
+
+class EdgeUp(nn.Module):
+    """Base of interactions that end on edges: two up-projections, one of them for the reverse edge."""
+
+    def __init__(self, size: int, edge: int) -> None:
+        super().__init__()
+        self.up_projection_ca = Dense(size, edge)
+        self.up_projection_ac = Dense(size, edge)
+
+    def up(self, y: Tensor, reverse: Tensor) -> Tensor:
+        """[E, out] to [E, edge]: (up_ca(y[e]) + up_ac(y[reverse of e]))/√2; swapped while still narrow."""
+        return (self.up_projection_ca(y) + self.up_projection_ac(y.index_select(0, reverse))) * INV_SQRT_2
+
+
+def gated(x: Tensor, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor) -> Tensor:
+    """Features times their radial gate, [R, C]: x ⊙ (rad Wᵀ), scaled."""
+    y = x * F.linear(rad.to(mlp_rbf.weight.dtype), scale(mlp_rbf.weight))
+    scale.observe(x, y)
+    return y
+
+
+def contracted(o: Tensor, like: Tensor, layer: Dense, scale: ScaleFactor) -> Tensor:
+    """The bilinear layer on read-outs [R, K, C], flattened basis channel first, in the precision of the features."""
+    return F.linear(o.flatten(1).to(like.dtype), scale(layer.weight))
+
+
+def triplet_read_out(graph: Graph, read: ReadOut, moments: Tensor, twin: Tensor) -> Tensor:
+    """o[e,k,i] = Σ_p U[e,k,p] A[t(e),p,i] - own[e,k] x[twin(e),i]: [E, K, C]."""
+    return expand_feature(read.table, moments, graph.main.by_target) - read.own[:, :, None] * twin[:, None]
+
+
+class TripletInteraction(EdgeUp):
+    """Edge→edge: o of c→a from all b→a of the main graph (specification 5.2)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        c = config
+        super().__init__(c.emb_size_trip_out, c.emb_size_edge)
+        self.dense_ba = Dense(c.emb_size_edge, c.emb_size_edge)
+        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
+        self.scale_rbf = ScaleFactor()
+        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
+        self.scale_cbf_sum = ScaleFactor()
+        self.down_projection = Dense(c.emb_size_edge, c.emb_size_trip_in)
+
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
+        """Edges [E, edge] to [E, edge]."""
+        x = self.down_projection(gated(self.dense_ba(m), tables.rad_e2e, self.mlp_rbf, self.scale_rbf))
+        x = x.to(tables.harmonics.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            moments = segment_outer(tables.harmonics, x, graph.main.by_target)
+            o = triplet_read_out(graph, tables.e2e, moments, x)
+        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
+        self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
+        return self.up(y, graph.reverse)
+
+
+class AtomEdgeInteraction(EdgeUp):
+    """Atom→edge: o of c→a from atoms b by the a2ee2a graph (specification 5.4)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        c = config
+        super().__init__(c.emb_size_trip_out, c.emb_size_edge)
+        self.dense_ba = Dense(c.emb_size_atom, c.emb_size_atom)
+        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_atom, activation=False)
+        self.scale_rbf = ScaleFactor()
+        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
+        self.scale_cbf_sum = ScaleFactor()
+        self.down_projection = Dense(c.emb_size_atom, c.emb_size_trip_in)
+
+    def forward(self, graph: Graph, tables: BasisTables, h: Tensor, m: Tensor) -> Tensor:
+        """Atoms [N, atom] to edges [E, edge]; `m` gives the precision only."""
+        x = self.dense_ba(h).index_select(0, graph.a2ee2a.source)
+        x = self.down_projection(gated(x, tables.rad_a2e, self.mlp_rbf, self.scale_rbf)).to(tables.harmonics.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            moments = segment_outer(tables.harmonics_a2ee2a, x, graph.a2ee2a.by_target)
+            o = triplet_read_out(graph, tables.a2e, moments, _twins(graph, x))
+        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
+        self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
+        return self.up(y, graph.reverse)
+
+    @staticmethod
+    def _counts(graph: Graph) -> Tensor:
+        twins = graph.twin.index[graph.twin.found]
+        own = torch.zeros_like(graph.a2ee2a.target).index_add(0, twins, torch.ones_like(twins))
+        return _incoming(graph, graph.a2ee2a.target) - own
+
+
+class EdgeAtomInteraction(nn.Module):
+    """Edge→atom: o of a from edges b→a, by the a2ee2a graph (specification 5.5)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        c = config
+        self.dense_ba = Dense(c.emb_size_edge, c.emb_size_edge)
+        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
+        self.scale_rbf = ScaleFactor()
+        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
+        self.scale_cbf_sum = ScaleFactor()
+        self.down_projection = Dense(c.emb_size_edge, c.emb_size_trip_in)
+        self.up_projection_ca = Dense(c.emb_size_trip_out, c.emb_size_atom)
+
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
+        """Edges [E, edge] to atoms [N, atom]."""
+        x = self.down_projection(gated(self.dense_ba(m), tables.rad_e2a, self.mlp_rbf, self.scale_rbf))
+        x = x.to(tables.harmonics.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            o = torch.bmm(tables.e2a_readout, segment_outer(tables.e2a_moments, x, graph.main.by_target))
+        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
+        self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
+        return self.up_projection_ca(y)
+
+    @staticmethod
+    def _counts(graph: Graph) -> Tensor:
+        incoming = torch.bincount(graph.a2ee2a.target, minlength=graph.num_atoms)
+        return incoming[graph.main.target] - graph.twin.found.to(incoming.dtype)
+
+
+class AtomInteraction(nn.Module):
+    """Atom→atom by the a2a graph (specification 5.6); images of one pair share their features."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        c = config
+        self.bilinear = Dense(c.emb_size_rbf * c.emb_size_aint_in, c.emb_size_aint_out, activation=False)
+        self.scale_rbf_sum = ScaleFactor()
+        self.down_projection = Dense(c.emb_size_atom, c.emb_size_aint_in)
+        self.up_projection = Dense(c.emb_size_aint_out, c.emb_size_atom)
+
+    def forward(self, graph: Graph, tables: BasisTables, h: Tensor) -> Tensor:
+        """Atoms [N, atom] to the same."""
+        x = self.down_projection(h)
+        with torch.autocast(x.device.type, enabled=False):
+            of_pair = x.to(tables.rad_a2a.dtype).index_select(0, graph.pairs.source)
+            o = segment_outer(tables.rad_a2a, of_pair, graph.pairs.by_target)
+        y = contracted(o, h, self.bilinear, self.scale_rbf_sum)
+        self.scale_rbf_sum.observe(x, y, lambda: torch.bincount(graph.a2a.source, minlength=graph.num_atoms))
+        return self.up_projection(y)
+
+
+class QuadrupletInteraction(EdgeUp):
+    """Edge→edge through middle bonds: c→a from d→b for all b→a of the qint graph (specification 5.3)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        c = config
+        super().__init__(c.emb_size_quad_out, c.emb_size_edge)
+        self.dense_db = Dense(c.emb_size_edge, c.emb_size_edge)
+        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
+        self.scale_rbf = ScaleFactor()
+        self.mlp_cbf = Dense(c.emb_size_cbf, c.emb_size_quad_in, activation=False)
+        self.scale_cbf = ScaleFactor()
+        self.mlp_sbf = Bilinear(c.emb_size_sbf * c.emb_size_quad_in, c.emb_size_quad_out)
+        self.scale_sbf_sum = ScaleFactor()
+        self.down_projection = Dense(c.emb_size_edge, c.emb_size_quad_in)
+
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
+        """Edges [E, edge] to [E, edge]."""
+        x = self.down_projection(gated(self.dense_db(m), tables.rad_quad, self.mlp_rbf, self.scale_rbf))
+        with torch.autocast(x.device.type, enabled=False):
+            y = self._messages(graph, tables, x.to(tables.harmonics.dtype))
+            o = self._read_out(graph, tables, y)
+        out = contracted(o, m, self.mlp_sbf.bilinear, self.scale_sbf_sum)
+        self.scale_sbf_sum.observe(y, out, lambda: self._counts(graph))
+        return self.up(out, graph.reverse)
+
+    def _messages(self, graph: Graph, tables: BasisTables, x: Tensor) -> Tensor:
+        """y of every in-triplet d→b→a: the feature of d→b times its angular gate, [R_in, quad_in]."""
+        of_triplet = x.index_select(0, graph.quadruplets.in_edge)
+        gate = tables.quadruplet.circular @ self.scale_cbf(self.mlp_cbf.weight).to(x.dtype).T
+        y = of_triplet * gate
+        self.scale_cbf.observe(of_triplet, y)
+        return y
+
+    @staticmethod
+    def _read_out(graph: Graph, tables: BasisTables, y: Tensor) -> Tensor:
+        """Moments per middle bond, read by every out-pair, summed into the edge: [E, sbf, quad_in]."""
+        quads, quad = graph.quadruplets, tables.quadruplet
+        channels = quad.read.shape[1]
+        moments = segment_outer(quad.write, y, quads.by_middle).view(-1, channels, 2, y.shape[1])
+        read = quad.read[..., None] * moments.index_select(0, quads.out_middle)
+        t = read.sum(2)
+        if y.shape[0]:
+            t = t - quad.same[..., None] * y.index_select(0, quads.same.index)[:, None]
+        per_edge = segment_outer(quad.zonal, t.flatten(1), quads.by_edge)
+        return torch.bmm(quad.radial, per_edge.view(per_edge.shape[0], -1, y.shape[1]))
+
+    @staticmethod
+    def _counts(graph: Graph) -> Tensor:
+        """How many quadruplets every in-triplet is part of."""
+        quads = graph.quadruplets
+        out_pairs = torch.bincount(quads.out_middle, minlength=graph.qint.num_edges)[quads.by_middle.index]
+        same = quads.same.index[quads.same.found]
+        return out_pairs - torch.zeros_like(out_pairs).index_add(0, same, torch.ones_like(same))
+
+
+def _incoming(graph: Graph, atoms: Tensor) -> Tensor:
+    """Number of main edges into each of the atoms."""
+    return torch.bincount(graph.main.target, minlength=graph.num_atoms)[atoms]
+
+
+def _twins(graph: Graph, x: Tensor) -> Tensor:
+    """The a2ee2a feature of every main edge's twin, zero where it has none: [E, C]."""
+    found = graph.twin.found[:, None].to(x.dtype)
+    if not x.shape[0]:
+        return x.new_zeros(found.shape[0], x.shape[1])
+    return x.index_select(0, graph.twin.index) * found

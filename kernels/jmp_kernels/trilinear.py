@@ -1,0 +1,52 @@
+"""The trilinear segment family: three contractions that are each other's derivatives.
+
+All come from one form over rows r with segment seg(r) (linear message passing, section 3):
+
+    T(u, x, O) = Σ_r Σ_{p,i} u[r,p] · x[r,i] · O[seg(r),p,i]
+
+The derivative of each member with respect to each argument is another member, so derivatives of any order stay inside
+the family. Sums run in a fixed order: results are the same from run to run. Here each is a batched matrix product over
+the padded layout [segments, width].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jmp_kernels.segments import Segments
+
+
+def padded(rows: Tensor, segments: Segments) -> Tensor:
+    """Rows [R, …] in the layout [S, width, …]; empty places are zero."""
+    flat = rows.new_zeros((segments.count * segments.width, *rows.shape[1:]))
+    return flat.index_copy(0, segments.slot, rows).view(segments.count, segments.width, *rows.shape[1:])
+
+
+def unpadded(places: Tensor, segments: Segments) -> Tensor:
+    """Inverse of `padded`: [S, width, …] to rows [R, …]."""
+    return places.flatten(0, 1).index_select(0, segments.slot)
+
+
+def segment_sum(x: Tensor, segments: Segments) -> Tensor:
+    """Sum of the rows of every segment: [R, …] to [S, …]."""
+    return x.new_zeros((segments.count, *x.shape[1:])).index_add(0, segments.index, x)
+
+
+def segment_outer(u: Tensor, x: Tensor, segments: Segments) -> Tensor:
+    """O[s,p,i] = Σ_{r in s} u[r,p] x[r,i]: [R, P] and [R, C] to [S, P, C]."""
+    return torch.bmm(padded(u, segments).transpose(1, 2), padded(x, segments))
+
+
+def expand_feature(u: Tensor, outer: Tensor, segments: Segments) -> Tensor:
+    """x[r,…,i] = Σ_p u[r,…,p] O[seg(r),p,i]: [R, P] or [R, K, P] and [S, P, C] to [R, C] or [R, K, C]."""
+    rows = u if u.dim() == 3 else u[:, None]
+    per_segment = padded(rows, segments).view(segments.count, segments.width * rows.shape[1], rows.shape[2])
+    x = torch.bmm(per_segment, outer).view(segments.count, segments.width, rows.shape[1], outer.shape[2])
+    x = unpadded(x, segments)
+    return x if u.dim() == 3 else x[:, 0]
+
+
+def expand_basis(x: Tensor, outer: Tensor, segments: Segments) -> Tensor:
+    """u[r,p] = Σ_i x[r,i] O[seg(r),p,i]: [R, C] and [S, P, C] to [R, P]."""
+    return unpadded(torch.bmm(padded(x, segments), outer.transpose(1, 2)), segments)
