@@ -1,1 +1,1 @@
-"""How models are learned: DeepSpeed engine, schedules, moving average, checkpoints, loop. Only here is deepspeed used."""
+"""How models are learned: DeepSpeed engine, schedules, moving average, checkpoints, loop. deepspeed stays in here."""

@@ -66,7 +66,8 @@ class Schedule:
         low, high = options.floor_limits
         self._peaks = [base_lr * m for m in self.multipliers]
         self._floors = [
-            p * min(max(options.floor_factor / m, low), high) for p, m in zip(self._peaks, self.multipliers)
+            p * min(max(options.floor_factor / m, low), high)
+            for p, m in zip(self._peaks, self.multipliers, strict=True)
         ]
         self._plateau_rates: list[float] | None = None
         self._best = math.inf

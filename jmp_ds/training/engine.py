@@ -1,0 +1,328 @@
+"""The only file that drives DeepSpeed: starts the processes, wraps a model, makes steps from windows of batches.
+
+What it relies on, and what it avoids, is measured: specification deepspeed.md, sections 0, 1, 2, 7 and 12.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jmp_ds.errors import UserError
+from jmp_ds.training.ds_config import DeepSpeedConfig
+from jmp_ds.training.optimizer import (
+    OptimizerOptions,
+    ParameterGroup,
+    adamw,
+    clip_by_value_before_step,
+    divide_gradients,
+)
+from jmp_ds.training.processes import Processes, recognise, threads_per_process
+
+Outputs = Mapping[str, Mapping[str, Tensor]]
+LossSums = Callable[[Any, Any], Mapping[str, Tensor]]
+
+
+def start_processes(device: str = "auto", threads: int = 0) -> Processes:
+    """Join the other processes of the run, or be its only one.
+
+    Works under the deepspeed launcher, under torchrun and without a launcher. On a CPU, DeepSpeed's shared-memory
+    operator is switched off: building it needs a compiler and a minute, and it leaves files in /dev/shm.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads of this process; 0 shares the cores among the processes of the machine.
+
+    Raises:
+        UserError: deepspeed is not installed, there is no such device, or the launcher's variables are incomplete.
+    """
+    place = recognise(os.environ)
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed on import; otherwise it warns that it found no GPU
+    deepspeed = _deepspeed()
+    if kind == "cuda" and place.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"run.device: process {place.local_rank} of this machine has no GPU of its own "
+            f"(there are {torch.cuda.device_count()}); start fewer processes, or use device: cpu"
+        )
+    count = threads_per_process(threads, place.local_world)
+    torch.set_num_threads(count)
+    if kind == "cuda":
+        torch.cuda.set_device(place.local_rank)
+    else:
+        _use_cpu_accelerator()
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if not place.launched and not dist.is_initialized():
+        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is no launcher
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    group = dist.new_group(backend="gloo") if kind == "cuda" and place.world > 1 else None
+    where = torch.device("cuda", place.local_rank) if kind == "cuda" else torch.device("cpu")
+    return Processes(place, where, count, group)
+
+
+def stop_processes() -> None:
+    """Leave the group of processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _deepspeed() -> Any:
+    """The package, quiet."""
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(f"training needs deepspeed ({error}); install it with: pip install 'jmp-ds[train]'") from None
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _use_cpu_accelerator() -> None:
+    """Make DeepSpeed compute on the CPU even where there is a GPU."""
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.real_accelerator import set_accelerator
+
+    if get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())  # it was imported before
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How steps are made.
+
+    Attributes:
+        ds_config: DeepSpeed's part.
+        accumulation: micro-batches per optimizer step and process.
+        clip_norm: limit of the global gradient norm, or None.
+        clip_value: limit of every entry of the reduced gradient, or None; not together with `clip_norm`.
+        gradient_divisors: parameter name → divisor of its gradient (specification section 5.10).
+    """
+
+    ds_config: DeepSpeedConfig
+    accumulation: int = 1
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    gradient_divisors: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise UserError("train: clip_norm and clip_value are both set; give one of them")
+        if self.accumulation < 1:
+            raise UserError(f"sampling.accumulation must be at least 1, got {self.accumulation}")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step tells.
+
+    Attributes:
+        sums: this process's sums of the loss per group over the window, before division by counts.
+        losses: the loss of every micro-batch of this process, as it was differentiated.
+        grad_norm: global norm before clipping; infinite where not finite.
+        skipped: whether all processes left the weights as they were because a gradient was not finite.
+    """
+
+    sums: dict[str, Tensor]
+    losses: list[Tensor]
+    grad_norm: float
+    skipped: bool
+
+
+class Engine:
+    """A model on all processes, with its optimizer.
+
+    One step consumes a window: `accumulation` micro-batches on each process, which may differ in size, lack a task, or
+    be empty. Gradients are those of sum over groups of (sum over all processes and micro-batches) / (count likewise).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ParameterGroup],
+        optimizer: OptimizerOptions,
+        options: EngineOptions,
+        processes: Processes,
+    ) -> None:
+        self.options = options
+        self.processes = processes
+        model.to(processes.device)
+        divide_gradients(model.named_parameters(), dict(options.gradient_divisors))
+        self._optimizer = adamw(groups, optimizer, processes.device)
+        if options.clip_value is not None:
+            clip_by_value_before_step(self._optimizer, options.clip_value)
+        settings = options.ds_config.completed(
+            accumulation=options.accumulation, world=processes.world, clip_norm=options.clip_norm
+        )
+        self._engine, *_ = _deepspeed().initialize(
+            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+        )
+        self._step_norm = 0.0
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self._engine.module
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return self.options.ds_config.stage
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Learning rates of the parameter groups for the next step."""
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    # ------------------------------------------------------------------------------------------------- steps
+
+    def step(self, batches: Sequence[Any], counts: Mapping[str, float], loss_sums: LossSums) -> StepResult:
+        """One optimizer step from this process's part of a window.
+
+        Args:
+            batches: `accumulation` micro-batches on the right device.
+            counts: labels per group over the whole window and all processes.
+            loss_sums: outputs, batch → sum of the loss per group; every group always present.
+        """
+        sums, losses = self.accumulate(batches, counts, loss_sums)
+        skipped = self.apply()
+        return StepResult(sums, losses, self._step_norm, skipped)
+
+    def accumulate(
+        self, batches: Sequence[Any], counts: Mapping[str, float], loss_sums: LossSums
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Forward and backward over the window, ending with reduced gradients and unchanged weights."""
+        if len(batches) != self.options.accumulation:
+            raise ValueError(f"a window has {self.options.accumulation} micro-batches per process, got {len(batches)}")
+        # DeepSpeed averages over processes and over the window; the loss wanted is a quotient of sums over both.
+        scale = float(self.processes.world * self.options.accumulation)
+        factors = {group: scale / count if count else 0.0 for group, count in counts.items()}
+        totals: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        self._engine.train()
+        for number, batch in enumerate(batches):
+            if number:
+                self._engine.step()  # counts the micro-batch; changes nothing before the window is full
+            outputs = self._engine(batch)
+            sums = loss_sums(outputs, batch)
+            loss = sum((factors[g] * s for g, s in sums.items()), start=_touch(outputs))
+            self._engine.backward(_infectious(loss))
+            losses.append(loss.detach())
+            for group, value in sums.items():
+                totals[group] = totals[group] + value.detach() if group in totals else value.detach()
+        return totals, losses
+
+    def apply(self) -> bool:
+        """Update the weights; whether that was skipped, on all processes alike, because a gradient is not finite."""
+        if self.stage == 0:
+            return self._apply_replicated()
+        self._engine.step()
+        skipped = bool(self._engine.optimizer.overflow)
+        self._step_norm = float("inf") if skipped else float(self._engine.get_global_grad_norm())
+        return skipped
+
+    def _apply_replicated(self) -> bool:
+        """The same without ZeRO, where DeepSpeed does not look for non-finite gradients in float32."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm))
+        self._step_norm = float(norm) if finite else float("inf")
+        if finite:
+            self._engine.step()
+            return False
+        for gradient in gradients:
+            gradient.zero_()  # for DeepSpeed's clipping, which needs some gradient
+        handle = self._optimizer.register_step_pre_hook(_drop_gradients)
+        self._engine.step()
+        handle.remove()
+        return True
+
+    def evaluate(self, batch: Any) -> Any:
+        """Outputs for a batch, without gradients of parameters, in the precision of training."""
+        self.module.eval()
+        dtype = torch.bfloat16 if self.options.ds_config.autocast else None
+        with torch.no_grad(), torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.module(batch)
+
+    # ----------------------------------------------------------------------------------------------- weights
+
+    def masters(self) -> list[Tensor]:
+        """This process's float32 master weights: its flat partition of each group under ZeRO, else all parameters."""
+        if self.stage == 0:
+            return [p.detach() for group in self._optimizer.param_groups for p in group["params"]]
+        return [p.detach() for p in self._engine.optimizer.single_partition_of_fp32_groups]
+
+    @contextmanager
+    def weights(self, shards: Sequence[Tensor]) -> Iterator[None]:
+        """The model has other weights inside, given as one tensor for each of `masters()`; collective."""
+        before = [m.clone() for m in self.masters()] if self.stage == 0 else self.masters()
+        self._set_weights(shards)
+        try:
+            yield
+        finally:
+            self._set_weights(before)
+
+    def _set_weights(self, shards: Sequence[Tensor]) -> None:
+        """Spread weights from the processes' partitions into everyone's model; the masters stay as they are."""
+        if self.stage == 0:
+            for master, shard in zip(self.masters(), shards, strict=True):
+                master.copy_(shard)
+            return
+        zero = self._engine.optimizer
+        masters = zero.single_partition_of_fp32_groups
+        zero.single_partition_of_fp32_groups = list(shards)
+        try:
+            zero.update_lp_params()
+        finally:
+            zero.single_partition_of_fp32_groups = masters
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, directory: Path, tag: str) -> None:
+        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py."""
+        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Read them back; collective.
+
+        Raises:
+            RuntimeError: DeepSpeed found nothing there.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed could not load {directory / tag}")
+
+
+def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Make the coming step leave weights and moments alone."""
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _touch(outputs: Outputs) -> Tensor:
+    """Zero that depends on every output, so that all parameters get a gradient even where a head has no labelled row.
+
+    A parameter without gradient on one process would silently pair with another one's (deepspeed.md section 2).
+    No value is read, so an infinite output of an unlabelled row does not matter.
+    """
+    parts = [tensor.reshape(-1)[:0].sum() for by_label in outputs.values() for tensor in by_label.values()]
+    return torch.stack([p.float() for p in parts]).sum()
+
+
+def _infectious(loss: Tensor) -> Tensor:
+    """The same loss, whose gradient is not a number where the loss is not finite.
+
+    The gradient of |x| is finite at NaN, so a bad label on one process would go unnoticed; like this it reaches the
+    norm that all processes check, without another message or a wait for the device.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
