@@ -55,12 +55,14 @@ class ModelConfig(Section):
 
 
 class BatchConfig(Section):
-    """How large a micro-batch is: a budget of edges, or a number of structures."""
+    """How large a micro-batch is: a budget of edges, or a fixed number of structures."""
 
     edges: int | None = Field(
         default=None, ge=1, description="at most so many edges of the main graph per process and micro-batch"
     )
-    structures: int | None = Field(default=None, ge=1, description="so many structures per process and micro-batch")
+    structures: int | None = Field(
+        default=None, ge=1, description="so many structures per optimizer step, over all processes"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> BatchConfig:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jmp_ds.config.base import Fraction, NonNegativeFloat, PositiveFloat, Section
+from jmp_ds.config.base import NonNegativeFloat, PositiveFloat, Section
 
 
 class GraphConfig(Section):
@@ -55,32 +55,65 @@ class ScalarConfig(Section):
 
 
 class SplitFilesConfig(Section):
-    """Splits given as files of structure numbers (one per line, or .npy/.npz with integers)."""
+    """Splits given as files of structure numbers, counted from 0: text with one per line, .npy, or a JSON list."""
 
-    train: str = Field(description="file with the numbers of the training structures")
-    val: str | None = Field(default=None, description="file with the numbers of the validation structures")
-    test: str | None = Field(default=None, description="file with the numbers of the test structures")
+    train: str = Field(description="numbers of the training structures")
+    val: str | None = Field(default=None, description="numbers of the validation structures")
+    test: str | None = Field(default=None, description="numbers of the test structures")
 
 
 class SplitConfig(Section):
-    """Which structures train, validate and test: fractions drawn by seed and group, or files."""
+    """Which structures train, validate and test: fractions or counts drawn by a seed, or files.
 
-    train: Fraction | None = Field(default=None, description="fraction that trains (default: what val and test leave)")
-    val: Fraction = Field(default=0.1, description="fraction that validates")
-    test: Fraction = Field(default=0.0, description="fraction kept for the final test")
+    Whole numbers are counts, others fractions. Without any of them: nine tenths train, one tenth validates.
+    """
+
+    train: int | float | None = Field(default=None, ge=0, description="share that trains; default: what is left")
+    val: int | float | None = Field(default=None, ge=0, description="share that validates")
+    test: int | float | None = Field(default=None, ge=0, description="share kept for the final test")
     seed: int = Field(default=0, ge=0, description="which draw")
-    files: SplitFilesConfig | None = Field(default=None, description="take the splits from files instead")
-    limit_train: int | None = Field(
-        default=None, ge=1, description="use at most so many training structures, drawn by the seed"
+    by: Literal["group", "structure"] = Field(
+        default="group",
+        description="`group` keeps a molecule, material or trajectory on one side; `structure` does not",
     )
+    files: SplitFilesConfig | None = Field(default=None, description="take the splits from files instead")
 
     @model_validator(mode="after")
-    def _sum(self) -> SplitConfig:
-        if self.files is None and (self.train or 0.0) + self.val + self.test > 1.0 + 1e-9:
-            raise ValueError("train, val and test add up to more than 1")
-        if self.files is None and self.val + self.test >= 1.0:
-            raise ValueError("val and test leave nothing to train on")
+    def _sensible(self) -> SplitConfig:
+        given = {k: v for k in ("train", "val", "test") if (v := getattr(self, k)) is not None}
+        if self.files is not None and given:
+            raise ValueError(f"`files` and {', '.join(given)} both set: give one of them")
+        kinds = {type(v) for v in given.values() if v != 0}
+        if len(kinds) > 1:
+            raise ValueError(f"counts and fractions mixed in {given}: give all as whole numbers or all as fractions")
+        if kinds == {float} and sum(given.values()) > 1.0 + 1e-9:
+            raise ValueError(f"fractions {given} add up to more than 1")
+        if kinds == {float} and "train" not in given and sum(given.values()) >= 1.0:
+            raise ValueError(f"fractions {given} leave nothing to train on")
+        if given.get("train") == 0:
+            raise ValueError("train: 0 leaves nothing to train on")
         return self
+
+    @property
+    def validates(self) -> bool:
+        """Whether some structures validate."""
+        if self.files is not None:
+            return self.files.val is not None
+        return bool(self.val) if self.val is not None else self.train is None and self.test is None
+
+    def shares(self, structures: int) -> dict[str, int | float]:
+        """Share of every split that is not empty, all counts or all fractions, for a store of that many structures."""
+        if self.train is None and self.val is None and self.test is None:
+            return {"train": 0.9, "val": 0.1}
+        held = {name: share for name, share in (("val", self.val), ("test", self.test)) if share}
+        train = self.train
+        if train is None:
+            train = (
+                structures - sum(held.values())
+                if all(isinstance(s, int) for s in held.values())
+                else 1.0 - sum(held.values())
+            )
+        return {"train": train, **held}
 
 
 class TaskConfig(Section):

@@ -1,0 +1,276 @@
+"""What can only be judged with more than the file: stores, bundles, presets, graph rules. All of it before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from jmp_ds.bundle import Bundle, load_bundle
+from jmp_ds.config.finetune import FinetuneConfig
+from jmp_ds.config.loading import Resolved
+from jmp_ds.config.messages import nearest
+from jmp_ds.config.pretrain import PretrainConfig, TrainingConfig
+from jmp_ds.config.sections import ModelConfig
+from jmp_ds.config.tasks import EnergyConfig, TaskConfig
+from jmp_ds.data.store import Store
+from jmp_ds.errors import UserError
+from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.models.config import BackboneConfig
+from jmp_ds.models.presets import preset
+from jmp_ds.tasks.model import check_tasks
+from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
+from jmp_ds.training.ds_config import DeepSpeedConfig, load_ds_config
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks have opened and made of the configuration.
+
+    Attributes:
+        backbone: sizes of the network, recomputation and force branch set.
+        tasks: in the file's order, without normalisation yet.
+        stores: by task; opened, no record read.
+        deepspeed: the validated DeepSpeed file.
+        bundle: what fine-tuning starts from; None from scratch.
+    """
+
+    backbone: BackboneConfig
+    tasks: tuple[Task, ...]
+    stores: dict[str, Store]
+    deepspeed: DeepSpeedConfig
+    bundle: Bundle | None = None
+
+
+def check_pretrain(resolved: Resolved[PretrainConfig]) -> Checked:
+    """Everything about a pre-training run that can be known before it starts.
+
+    Raises:
+        UserError: the first thing that cannot work, with the place of its key.
+    """
+    _check_run(resolved)
+    backbone = _backbone(resolved, resolved.config.model)
+    rules = GraphSettings(**resolved.config.model.graph.model_dump())
+    tasks = _tasks(resolved, dict.fromkeys(resolved.config.tasks, rules), head_bias=True)
+    return Checked(backbone, tasks, _stores(resolved), _deepspeed(resolved))
+
+
+def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
+    """Everything about a fine-tuning run that can be known before it starts. Raises: see `check_pretrain`."""
+    config = resolved.config
+    _check_run(resolved)
+    bundle = None
+    if config.source.bundle is not None:
+        bundle = _bundle(resolved, config.source.bundle)
+        if config.model is not None and ("preset" in config.model.model_fields_set or config.model.overrides):
+            raise resolved.complaint(
+                "model", "the bundle decides the network; remove `model`, or write `from: scratch`"
+            )
+        backbone = _with_branches(resolved, bundle.config, config.model or ModelConfig())
+    else:
+        backbone = _backbone(resolved, config.model or ModelConfig())
+    graphs = {name: _inherited(resolved, name, bundle) for name in config.tasks}
+    tasks = _tasks(resolved, graphs, head_bias=False)
+    if bundle is not None and config.source.heads != "new":
+        tasks = tuple(_with_donor(task, head_donor(resolved, task.name, bundle)) for task in tasks)
+    _check_layerwise(resolved, backbone)
+    return Checked(backbone, tasks, _stores(resolved), _deepspeed(resolved), bundle)
+
+
+def _check_run(resolved: Resolved[TrainingConfig]) -> None:
+    """Run folder, device, length, metric."""
+    config: TrainingConfig = resolved.config
+    folder = Path(config.run.dir)
+    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not existing.is_dir():
+        raise resolved.complaint("run.dir", f"{existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK):
+        raise resolved.complaint("run.dir", f"{existing} is not writable; name a folder of yours")
+    if not config.run.resume and (folder / "latest").exists():
+        raise resolved.complaint("run.resume", f"{folder} holds a checkpoint; name a new folder or allow to resume")
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise resolved.complaint("run.device", "cuda is asked for, but torch finds no GPU here; use cpu or auto")
+    if config.train.epochs is None and config.train.steps is None:
+        raise resolved.complaint("train", "no length: give `epochs` or `steps`")
+    if config.validation.metric is not None:
+        _check_metric(resolved, config.validation.metric)
+    stopping = config.train.early_stopping is not None
+    plateau = config.train.schedule.kind == "warmup_cosine_plateau"
+    if (stopping or plateau) and not any(task.split.validates for task in config.tasks.values()):
+        key = "train.early_stopping" if stopping else "train.schedule.kind"
+        raise resolved.complaint(key, "needs validation structures, but no task keeps any (split.val)")
+
+
+def _check_metric(resolved: Resolved[TrainingConfig], metric: str) -> None:
+    known = [f"{name}/{label}" for name, task in resolved.config.tasks.items() for label in labels_of(task)]
+    if metric not in known:
+        raise resolved.complaint("validate.metric", f"no metric {metric!r}; {nearest(metric, known)}")
+
+
+def labels_of(task: TaskConfig) -> list[str]:
+    """Labels that a task learns or evaluates."""
+    names = ["energy"] * (task.energy is not None) + ["forces"] * (task.forces is not None)
+    return [*names, *(s.label for s in task.all_scalars)]
+
+
+def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> BackboneConfig:
+    """Preset with overrides."""
+    base = preset(model.preset)
+    known = {f.name: type(getattr(base, f.name)) for f in fields(base)}
+    for key, value in model.overrides.items():
+        place = f"model.overrides.{key}"
+        if key not in known:
+            raise resolved.complaint(place, f"unknown size; {nearest(key, known)}")
+        if type(value) is not known[key]:
+            raise resolved.complaint(place, f"must be {known[key].__name__}, got {value!r}")
+    try:
+        base = replace(base, **model.overrides)
+    except ValueError as error:
+        raise resolved.complaint("model.overrides", str(error)) from None
+    return _with_branches(resolved, base, model)
+
+
+def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, model: ModelConfig) -> BackboneConfig:
+    """The force branch where a task has direct forces; recomputation as asked for."""
+    tasks = resolved.config.tasks.values()
+    direct = any(t.forces is not None and t.forces.kind == "direct" for t in tasks)
+    return replace(
+        base, direct_forces=direct, recompute=base.recompute if model.recompute == "auto" else model.recompute == "on"
+    )
+
+
+def _inherited(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle | None) -> GraphSettings:
+    """Settings of the bundle's task that heads come from, or the rules that all its tasks share."""
+    config = resolved.config
+    rules = config.model.graph.model_dump() if config.model is not None else {}
+    if bundle is None:
+        return GraphSettings(**rules)
+    if config.source.heads != "new":
+        return head_donor(resolved, name, bundle).graph
+    first = bundle.tasks[0].graph
+    mine = config.model.graph.model_dump(exclude_unset=True) if config.model is not None else {}
+    return replace(GraphSettings(symmetrize=first.symmetrize, envelope=first.envelope, dihedral=first.dihedral), **mine)
+
+
+def head_donor(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle) -> Task:
+    """The bundle's task whose heads a task takes over.
+
+    Raises:
+        UserError: the bundle has no such task, or it lacks a head that is needed.
+    """
+    wanted = resolved.config.source.head_source or name
+    known = {t.name: t for t in bundle.tasks}
+    if wanted not in known:
+        raise resolved.complaint("from.heads", f"the bundle has no task {wanted!r}; {nearest(wanted, known)}")
+    config = resolved.config.tasks[name]
+    missing = sorted(set(_heads_of(config)) - set(_heads_of_task(known[wanted])))
+    if missing:
+        raise resolved.complaint(
+            "from.heads", f"task {wanted} of the bundle has no head for {', '.join(missing)}; use `heads: new`"
+        )
+    donor: Task = known[wanted]
+    return donor
+
+
+def _heads_of(config: TaskConfig) -> Iterable[str]:
+    gradient = config.forces is not None and config.forces.kind == "gradient"
+    heads = {label for label in labels_of(config) if not (gradient and label == "forces")}
+    return heads | {"energy"} if gradient else heads
+
+
+def _heads_of_task(task: Task) -> Iterable[str]:
+    return {label for label in task.labels if not (task.gradient_forces and label == "forces")}
+
+
+def _tasks(
+    resolved: Resolved[TrainingConfig], graphs: dict[str, GraphSettings], *, head_bias: bool
+) -> tuple[Task, ...]:
+    """Every task as a value, over the graph settings that it inherits."""
+    tasks = []
+    for name, config in resolved.config.tasks.items():
+        graph = _graph(resolved, name, graphs[name])
+        try:
+            tasks.append(_task(name, config, graph, head_bias))
+            check_tasks(tasks)
+        except ValueError as error:
+            raise resolved.complaint(f"tasks.{name}", str(error).removeprefix(f"task {name}: ")) from None
+    return tuple(tasks)
+
+
+def _graph(resolved: Resolved[TrainingConfig], name: str, base: GraphSettings) -> GraphSettings:
+    values = resolved.config.tasks[name].graph.model_dump(exclude_none=True)
+    try:
+        return replace(base, **values)
+    except ValueError as error:
+        raise resolved.complaint(f"tasks.{name}.graph", str(error).removeprefix("graph: ")) from None
+
+
+def _task(name: str, config: TaskConfig, graph: GraphSettings, head_bias: bool) -> Task:
+    """Targets of one task; forces that are gradients bring an energy head, trained or not."""
+    energy = config.energy
+    if energy is None and config.forces is not None and config.forces.kind == "gradient":
+        energy = EnergyConfig(weight=0.0)
+    bias = head_bias if energy is None or energy.bias is None else energy.bias
+    return Task(
+        name=name,
+        graph=graph,
+        energy=None if energy is None else EnergyTarget(weight=energy.weight, bias=bias),
+        forces=None if config.forces is None else ForcesTarget(**config.forces.model_dump()),
+        scalars=tuple(ScalarTarget(**s.model_dump()) for s in config.all_scalars),
+    )
+
+
+def _with_donor(task: Task, donor: Task) -> Task:
+    """Heads that are taken over keep their shape."""
+    if task.energy is None or donor.energy is None:
+        return task
+    return replace(task, energy=replace(task.energy, bias=donor.energy.bias))
+
+
+def _stores(resolved: Resolved[TrainingConfig]) -> dict[str, Store]:
+    """All stores, opened; every label that is wanted must be in them."""
+    stores = {}
+    for name, task in resolved.config.tasks.items():
+        try:
+            store = Store(task.store)
+        except UserError as error:
+            raise resolved.complaint(f"tasks.{name}.store", str(error)) from None
+        if len(store) == 0:
+            raise resolved.complaint(f"tasks.{name}.store", f"{task.store} holds no structure")
+        for label in labels_of(task):
+            if not store.summary.labels.get(label):
+                key = label if label in ("energy", "forces") else "scalar.label" if task.scalar else "scalars"
+                have = nearest(label, store.summary.labels)
+                raise resolved.complaint(
+                    f"tasks.{name}.{key}", f"no structure in {task.store} has the label {label!r}; {have}"
+                )
+        stores[name] = store
+    return stores
+
+
+def _bundle(resolved: Resolved[FinetuneConfig], path: str) -> Bundle:
+    try:
+        return load_bundle(Path(path))
+    except (UserError, FileNotFoundError) as error:
+        raise resolved.complaint("from.bundle", str(error)) from None
+
+
+def _check_layerwise(resolved: Resolved[FinetuneConfig], backbone: BackboneConfig) -> None:
+    rates = resolved.config.layerwise_lr
+    if rates is not None and len(rates.blocks) != backbone.num_blocks:
+        raise resolved.complaint(
+            "layerwise_lr.blocks",
+            f"{len(rates.blocks)} factors, but the network has {backbone.num_blocks} interaction blocks",
+        )
+
+
+def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
+    """The DeepSpeed file, which refuses gradient forces at ZeRO-3 among others."""
+    gradient = any(t.forces is not None and t.forces.kind == "gradient" for t in resolved.config.tasks.values())
+    try:
+        return load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
+    except UserError as error:
+        raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
