@@ -40,7 +40,7 @@ class HeadMLP(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         """[K, width] → [K]."""
-        return super().forward(features).squeeze(-1)  # type: ignore[no-any-return]
+        return super().forward(features).squeeze(-1)
 
 
 def energy(head: HeadMLP, atoms: Tensor, rows: TaskRows) -> Tensor:

@@ -16,7 +16,7 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     """Every metric's name → unit, in a fixed order.
 
     `TASK/energy_mae` eV; `TASK/energy_mae_per_atom` meV/atom; `TASK/forces_mae` meV/Å over the components of all atoms;
-    `TASK/forces_mae_free` meV/Å over atoms not held fixed (the convention of OCP); `TASK/LABEL_mae` in the scalar's unit.
+    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/LABEL_mae` in the scalar's unit.
     """
     units = {}
     for task in tasks:

@@ -1,0 +1,176 @@
+"""The whole network: one backbone, and for every task its heads on its own rows of the batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from jmp_ds.errors import UserError
+from jmp_ds.graphs.batch import Batch, TaskRows
+from jmp_ds.models.backbone import Backbone, BackboneOutput
+from jmp_ds.models.config import BackboneConfig
+from jmp_ds.tasks import heads
+from jmp_ds.tasks.specs import Reduction, Task
+
+Outputs = dict[str, dict[str, Tensor]]
+
+
+class _Differentiable(NamedTuple):
+    """Positions that energies are differentiated by, and whether the caller records gradients."""
+
+    pos: Tensor
+    recorded: bool
+
+
+class MultiTaskModel(nn.Module):
+    """Backbone and heads of several tasks.
+
+    Parameters are named `backbone.*` and `heads.TASK.LABEL.*`. Outputs are normalised; `jmp_ds.tasks.normalise` gives
+    them units. Every head runs in every forward pass, with zero rows if need be, so all ranks use the same parameters.
+
+    Attributes:
+        tasks: as given.
+        config: of the backbone; its force branch exists iff a task has direct forces.
+    """
+
+    def __init__(self, config: BackboneConfig, tasks: Sequence[Task]) -> None:
+        """Build with fresh weights.
+
+        Raises:
+            UserError: no task, names that cannot be used, or tasks that do not fit into one model.
+        """
+        super().__init__()
+        check_tasks(tasks)
+        self.tasks = tuple(tasks)
+        self.config = replace(config, direct_forces=any(task.direct_forces for task in tasks))
+        self.backbone = Backbone(self.config, self.tasks[0].graph.dihedral)
+        self.heads = nn.ModuleDict({task.name: _heads_of(task, self.config) for task in self.tasks})
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Normalised predictions: task → label → tensor on that task's rows.
+
+        Args:
+            batch: its `rows` must name every task of the model.
+
+        Returns:
+            `energy` [B_t], `forces` [N_t, 3], scalars [B_t]; float32 at least. Gradient forces can be differentiated
+            again in training mode only; they are also computed where the caller has switched gradients off.
+        """
+        gradient_tasks = [task for task in self.tasks if task.gradient_forces]
+        pos = _at_least_float32(batch.pos)
+        if not gradient_tasks:
+            return self._outputs(batch, self._backbone(batch, pos))
+        recorded = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            if not pos.requires_grad:
+                pos = pos.detach().clone().requires_grad_()
+            outputs = self._outputs(batch, self._backbone(batch, pos))
+            self._add_gradient_forces(outputs, batch, gradient_tasks, _Differentiable(pos, recorded))
+        if recorded:
+            return outputs
+        return {name: {label: x.detach() for label, x in own.items()} for name, own in outputs.items()}
+
+    def features(self, batch: Batch, reduction: Reduction = "mean") -> Tensor:
+        """Embedding of every structure: its atoms' features, reduced; [B, emb_size_atom], float32 at least."""
+        atoms = _at_least_float32(self._backbone(batch, _at_least_float32(batch.pos)).atoms)
+        every = torch.arange(batch.num_atoms, device=atoms.device)
+        none = every[:0]
+        rows = TaskRows(torch.arange(batch.num_structures, device=atoms.device), every, none, batch.structure, none)
+        return heads.reduce_per_structure(atoms, rows, reduction)
+
+    def _backbone(self, batch: Batch, pos: Tensor) -> BackboneOutput:
+        output: BackboneOutput = self.backbone(pos, batch.atomic_numbers, batch.graph, batch.edge_dropout)
+        return output
+
+    def _outputs(self, batch: Batch, features: BackboneOutput) -> Outputs:
+        """Everything that a head predicts; gradient forces are not among it."""
+        result: Outputs = {}
+        for task in self.tasks:
+            rows, atoms = batch.rows[task.name], features.atoms
+            own = {label: cast(heads.HeadMLP, mlp) for label, mlp in cast(nn.ModuleDict, self.heads[task.name]).items()}
+            values: dict[str, Tensor] = {}
+            if task.energy is not None:
+                values["energy"] = heads.energy(own["energy"], atoms, rows)
+            if task.direct_forces:
+                edges = cast(Tensor, features.edges)  # the force branch exists iff a task has direct forces
+                values["forces"] = heads.direct_forces(own["forces"], edges, features.vectors, rows)
+            for target in task.scalars:
+                values[target.label] = heads.scalar(own[target.label], atoms, rows, target.reduction)
+            result[task.name] = values
+        return result
+
+    def _add_gradient_forces(
+        self, outputs: Outputs, batch: Batch, tasks: Sequence[Task], positions: _Differentiable
+    ) -> None:
+        """Forces as minus the gradient of the tasks' own energies, written into `outputs`.
+
+        Structures do not see each other, so one gradient of the sum of energies serves them all.
+        """
+        with torch.autocast(positions.pos.device.type, enabled=False):
+            total = torch.stack([outputs[task.name]["energy"].sum() for task in tasks]).sum()
+            (gradient,) = torch.autograd.grad(
+                total,
+                positions.pos,
+                create_graph=self.training,
+                retain_graph=self.training or positions.recorded,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        for task in tasks:
+            outputs[task.name]["forces"] = -gradient.index_select(0, batch.rows[task.name].atoms).to(total.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """The same numbers, in float32 where they were narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that cannot form one model.
+
+    Raises:
+        UserError: what is wrong with which task.
+    """
+    if not tasks:
+        raise UserError("a model needs at least one task")
+    names = [task.name for task in tasks]
+    for task in tasks:
+        _check_name("task", task.name, where="")
+        if names.count(task.name) > 1:
+            raise UserError(f"two tasks are named {task.name!r}; names must differ")
+        for target in task.scalars:
+            _check_name("label", target.label, where=f"task {task.name}: ")
+            if target.label in ("energy", "forces"):
+                raise UserError(f"task {task.name}: {target.label!r} is no scalar; set `{target.label}:` on the task")
+            if task.labels.count(target.label) > 1:
+                raise UserError(f"task {task.name}: two scalars are labelled {target.label!r}")
+        if task.graph.dihedral != tasks[0].graph.dihedral:
+            raise UserError(
+                f"tasks {names[0]} and {task.name} have dihedral: {tasks[0].graph.dihedral} and {task.graph.dihedral}; "
+                "one network has one kind of dihedral angle"
+            )
+
+
+def _check_name(what: str, name: str, where: str) -> None:
+    """Names become parts of parameter names and of table columns."""
+    if re.search(r"[./\s]", name) or not name:
+        raise UserError(f"{where}{what} name {name!r}: must not be empty or contain a dot, a slash or white space")
+    if hasattr(nn.ModuleDict, name) or name == "training":
+        raise UserError(f"{where}{what} name {name!r} is reserved; choose another, such as {name + '_1'!r}")
+
+
+def _heads_of(task: Task, config: BackboneConfig) -> nn.ModuleDict:
+    """One MLP per label that a head predicts."""
+    mlps: dict[str, nn.Module] = {}
+    if task.energy is not None:
+        mlps["energy"] = heads.HeadMLP(config.emb_size_atom, bias=task.energy.bias)
+    if task.direct_forces:
+        mlps["forces"] = heads.HeadMLP(config.emb_size_edge)
+    for target in task.scalars:
+        mlps[target.label] = heads.HeadMLP(config.emb_size_atom)
+    return nn.ModuleDict(mlps)
