@@ -290,8 +290,16 @@ class Engine:
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py."""
-        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py.
+
+        Raises:
+            OSError, RuntimeError: this process could not write; the others return.
+        """
+        try:
+            self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        except (OSError, RuntimeError):
+            dist.barrier()  # where the other processes wait at the end of their own writing
+            raise
 
     def load(self, directory: Path, tag: str) -> None:
         """Read them back; collective.

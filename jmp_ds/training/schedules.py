@@ -130,13 +130,14 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on."""
-        return {"plateau_rates": self._plateau_rates, "best": self._best, "bad": self._bad}
+        return {"plateau_rates": self._plateau_rates, "best": _finite(self._best), "bad": self._bad}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         rates = state["plateau_rates"]
         self._plateau_rates = None if rates is None else [float(r) for r in rates]
-        self._best, self._bad = float(state["best"]), int(state["bad"])
+        self._best = math.inf if state["best"] is None else float(state["best"])
+        self._bad = int(state["bad"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +177,14 @@ class EarlyStopping:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on."""
-        return {"best": self._best, "bad": self._bad}
+        return {"best": _finite(self._best), "bad": self._bad}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
-        self._best, self._bad = float(state["best"]), int(state["bad"])
+        self._best = math.inf if state["best"] is None else float(state["best"])
+        self._bad = int(state["bad"])
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

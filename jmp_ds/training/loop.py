@@ -1,0 +1,321 @@
+"""The training loop: windows of batches, validation, checkpoints, stopping. It knows neither models nor data formats.
+
+Everything that decides the weights is a function of what has been consumed and of states that a checkpoint holds, so a
+run that is interrupted and resumed ends with the same bits as one that is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jmp_ds.errors import UserError
+from jmp_ds.training.checkpoints import Checkpoints, Loaded
+from jmp_ds.training.ema import Ema
+from jmp_ds.training.engine import Engine, LossSums, StepResult
+from jmp_ds.training.metrics_log import MetricsLog
+from jmp_ds.training.outcome import Outcome
+from jmp_ds.training.progress import RunProgress
+from jmp_ds.training.randomness import preserved_random_state, random_state, seed_all, set_random_state
+from jmp_ds.training.run import Loader, LoopOptions, Position, Validation
+from jmp_ds.training.schedules import EarlyStopping, Schedule
+from jmp_ds.training.stopping import StopRequest
+
+_log = logging.getLogger(__name__)
+
+
+class Diverged(UserError):
+    """Too many steps in a row without a finite gradient."""
+
+
+class Loop:
+    """One run of training.
+
+    Args:
+        engine: the model on all processes.
+        schedule: learning rates.
+        make_loader: loader from its state (None: from the beginning).
+        loss_sums: outputs, batch → sum of the loss per group.
+        count_labels: batch → count per group, the same groups; called on the host's batch.
+        options: see there.
+        validation: None trains without.
+        early_stopping: needs validation.
+        export: called in the first process with `best` or `final`, the model's state on the CPU (averaged weights
+            where there are any) and what is known about it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        make_loader: Callable[[dict[str, Any] | None], Loader],
+        loss_sums: LossSums,
+        count_labels: Callable[[Any], Mapping[str, int]],
+        options: LoopOptions,
+        *,
+        validation: Validation | None = None,
+        early_stopping: EarlyStopping | None = None,
+        export: Callable[[Literal["best", "final"], dict[str, Tensor], dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.engine, self.schedule, self.options = engine, schedule, options
+        self.position = Position()
+        self.ema = Ema(engine, options.ema_decay) if options.ema_decay is not None else None
+        self.checkpoints = Checkpoints(options.run_dir / "checkpoints", engine, options.keep)
+        self.stop = StopRequest(on_abort=lambda reason: self._write_outcome("stopped", reason))
+        self._make_loader, self._loss_sums, self._count_labels = make_loader, loss_sums, count_labels
+        self._validation, self._early_stopping, self._export = validation, early_stopping, export
+        self._processes = engine.processes
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+
+    # --------------------------------------------------------------------------------------------------- run
+
+    def run(self) -> Outcome:
+        """Train from the newest checkpoint, or the beginning, to the end, a stop request or a failure; collective.
+
+        The outcome is also in `outcome.json`.
+
+        Raises:
+            UserError: no usable checkpoint, or the training diverged.
+            Exception: whatever goes wrong below; the outcome file then says `failed`.
+        """
+        try:
+            with self.stop.listening():
+                outcome = self._run()
+        except BaseException as error:
+            self._write_outcome("failed", f"{type(error).__name__}: {error}")
+            raise
+        if self._processes.first:
+            outcome.write(self.options.run_dir)
+        return outcome
+
+    def _run(self) -> Outcome:
+        """The run inside its guards."""
+        options, first = self.options, self._processes.first
+        if first:
+            Outcome("running").write(options.run_dir)
+        seed_all(options.seed, self._processes.rank)
+        loaded = self.checkpoints.load_newest() if options.resume else None
+        if loaded is not None:
+            self._restore(loaded)
+        log = MetricsLog(options.run_dir, self.position.step, enabled=first)
+        try:
+            with RunProgress(options.length, self._done(), enabled=first) as progress:
+                if loaded is not None:
+                    progress.say(f"resumed from {loaded.path}")
+                return self._train(progress, log)
+        finally:
+            log.close()
+
+    def _train(self, progress: RunProgress, log: MetricsLog) -> Outcome:
+        """All windows, and what is due after each."""
+        loader = self._make_loader(self.position.loader)
+        saved_at = self.position.step if self.position.loader is not None else -1
+        windows = iter(loader)
+        while not self.position.ended and self._done() < self.options.length:
+            self.position.loader = loader.state()
+            window = next(windows, None)
+            if window is None:
+                self.position.ended = "the data are used up"
+                break
+            before = self.position.consumed
+            stopped = self._window(window, progress, log)
+            if stopped:
+                if saved_at != self.position.step:
+                    self._save()
+                return Outcome("stopped", stopped, self.position.step, self.position.consumed)
+            self.position.loader = loader.state()
+            last = self._done() >= self.options.length
+            if last or self._crossed(before, self.options.validate_every):
+                self.position.ended = self._validate(progress, log) or ""
+            if last or self.position.ended or self._crossed(before, self.options.checkpoint_every):
+                self._save()
+                saved_at = self.position.step
+        if self._export is not None:
+            state = self._model_state()
+            if self._processes.first:
+                self._export("final", state, self._description({}))
+        reason = self.position.ended or "end of the run"
+        return Outcome("finished", reason, self.position.step, self.position.consumed)
+
+    def _window(self, window: Sequence[Any], progress: RunProgress, log: MetricsLog) -> str | None:
+        """One step; or, before it, the reason to stop that all processes agreed on."""
+        counts: dict[str, float] = {}
+        for batch in window:
+            for group, count in self._count_labels(batch).items():
+                counts[group] = counts.get(group, 0.0) + count
+        groups = sorted(counts)
+        mine = [float(self.stop.requested), float(sum(b.num_structures for b in window)), *(counts[g] for g in groups)]
+        stop, structures, *totals = self._processes.sum(mine)
+        if stop:
+            self.stop.reached_boundary()
+            return next(r for r in self._processes.gather(self.stop.reason) if r)
+        total_counts = dict(zip(groups, totals, strict=True))
+        position, step = self._schedule_position(), (structures if self._by_structures else 1.0)
+        rates = self.schedule.rates(position, step / self.options.schedule_unit)
+        self.engine.set_rates(rates)
+        result = self.engine.step([b.to(self._processes.device) for b in window], total_counts, self._loss_sums)
+        self.position.step += 1
+        self.position.consumed += int(structures)
+        self._after_step(result, window, total_counts, log, progress)
+        if self.position.step % self.options.log_every == 0:
+            self._log_training(result, rates, log, progress)
+        note = f"epoch {self.position.consumed / self.options.epoch:.2f}  lr {max(rates):.3g}"
+        progress.advance(self._done(), int(structures), note)
+        return None
+
+    # ---------------------------------------------------------------------------------------- after a window
+
+    def _after_step(
+        self,
+        result: StepResult,
+        window: Sequence[Any],
+        counts: Mapping[str, float],
+        log: MetricsLog,
+        progress: RunProgress,
+    ) -> None:
+        """Average and account for a good step; report a bad one, and give up after too many."""
+        if not result.skipped:
+            self.position.bad_steps = 0
+            if self.ema is not None:
+                self.ema.update()
+            for group, value in result.sums.items():
+                self._sums[group] = self._sums.get(group, torch.zeros_like(value)) + value
+                self._counts[group] = self._counts.get(group, 0.0) + counts[group]
+            return
+        self.position.bad_steps += 1
+        bad = [i for b, loss in zip(window, result.losses, strict=True) if not torch.isfinite(loss) for i in b.ids]
+        everywhere = [i for part in self._processes.gather(bad) for i in part]
+        what = "loss" if everywhere else "gradient"
+        ids = everywhere or [i for part in self._processes.gather([i for b in window for i in b.ids]) for i in part]
+        log.write("event", self.position.step, {"skipped": f"{what} is not finite", "ids": ids})
+        shown = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+        progress.say(f"step {self.position.step} skipped: the {what} is not finite; structures: {shown}")
+        if self.position.bad_steps >= self.options.max_bad_steps:
+            raise Diverged(
+                f"{self.position.bad_steps} steps in a row had a {what} that is not finite (last structures: {shown}); "
+                "look at these structures with `jmp-ds data check`, or lower the learning rate"
+            )
+
+    def _log_training(self, result: StepResult, rates: Sequence[float], log: MetricsLog, progress: RunProgress) -> None:
+        """Means of the loss since the last line, over all processes."""
+        groups = sorted(self._sums)
+        totals = self._processes.sum([float(self._sums[g]) for g in groups])
+        means = {f"loss/{g}": t / self._counts[g] for g, t in zip(groups, totals, strict=True) if self._counts[g]}
+        self._sums, self._counts = {}, {}
+        values = {"loss": sum(means.values()), **means, "grad_norm": result.grad_norm, "lr": max(rates)}
+        values |= {"epoch": self.position.consumed / self.options.epoch, "structures_per_second": progress.rate}
+        log.write("train", self.position.step, values)
+
+    def _validate(self, progress: RunProgress, log: MetricsLog) -> str | None:
+        """Metrics with averaged weights; the reason to end the run, if they give one."""
+        if self._validation is None:
+            return None
+        metrics = self._validation.metrics()
+        with preserved_random_state(), self._validated_weights():
+            for batch in self._validation.batches():
+                moved = batch.to(self._processes.device)
+                metrics.update(self.engine.evaluate(moved), moved)
+        totals = self._processes.sum([float(v) for v in metrics.state.flatten().tolist()])
+        metrics.state.copy_(torch.tensor(totals, dtype=metrics.state.dtype).view_as(metrics.state))
+        values = metrics.compute()
+        primary = float(self._validation.primary(values))
+        weights = "averaged" if self.ema is not None else "current"
+        position = self._schedule_position()
+        reduced = self.schedule.validated(primary, position, 1e-9)
+        log.write("validate", self.position.step, {**values, "primary": primary, "weights": weights})
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        progress.say(
+            f"validation at epoch {self.position.consumed / self.options.epoch:.2f} ({weights} weights): {shown}"
+        )
+        if reduced:
+            progress.say("no improvement: learning rate reduced")
+        if self.position.best is None or primary < self.position.best:
+            self.position.best = primary
+            if self._export is not None:
+                state = self._model_state()
+                if self._processes.first:
+                    self._export("best", state, self._description(values))
+        if self._early_stopping is None:
+            return None
+        return self._early_stopping.validated(primary, self.schedule.rates(position, 1e-9))
+
+    # --------------------------------------------------------------------------------------------- positions
+
+    @property
+    def _by_structures(self) -> bool:
+        """Whether the run is measured in structures."""
+        return self.options.measure == "structures"
+
+    def _done(self) -> float:
+        """How much of `length` is done."""
+        return float(self.position.consumed if self._by_structures else self.position.step)
+
+    def _schedule_position(self) -> float:
+        """Position in the schedule's unit."""
+        return self._done() / self.options.schedule_unit
+
+    def _crossed(self, before: int, every: float) -> bool:
+        """Whether the last window passed a multiple of `every` structures."""
+        return math.floor(self.position.consumed / every) > math.floor(before / every)
+
+    # ------------------------------------------------------------------------------------------------ states
+
+    def _validated_weights(self) -> AbstractContextManager[None]:
+        """The model has its averaged weights inside, where there are any."""
+        return self.ema.in_model() if self.ema is not None else nullcontext()
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """The model's state with the weights that are validated, on the CPU; collective."""
+        with self._validated_weights():
+            return {k: v.detach().to("cpu", copy=True) for k, v in self.engine.module.state_dict().items()}
+
+    def _description(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """What is known about exported weights."""
+        return {
+            "step": self.position.step,
+            "consumed": self.position.consumed,
+            "epoch": self.position.consumed / self.options.epoch,
+            "weights": "averaged" if self.ema is not None else "current",
+            "metrics": dict(metrics),
+        }
+
+    def _save(self) -> None:
+        """A checkpoint at this boundary."""
+        shared = {
+            "position": vars(self.position).copy(),
+            "schedule": self.schedule.state(),
+            "early_stopping": self._early_stopping.state() if self._early_stopping else None,
+            "threads": self._processes.threads,
+        }
+        own = {"random": random_state(), "ema": self.ema.state() if self.ema is not None else None}
+        self.checkpoints.save(self.position.step, shared, own)
+
+    def _restore(self, loaded: Loaded) -> None:
+        """Continue where a checkpoint was written."""
+        self.position = Position(**loaded.shared["position"])
+        if loaded.shared["threads"] != self._processes.threads:
+            _log.warning(
+                "%s was written with %d threads per process, now there are %d: results may differ in the last bits",
+                loaded.path,
+                loaded.shared["threads"],
+                self._processes.threads,
+            )
+        self.schedule.load_state(loaded.shared["schedule"])
+        if self._early_stopping is not None and loaded.shared["early_stopping"] is not None:
+            self._early_stopping.load_state(loaded.shared["early_stopping"])
+        if (self.ema is None) != (loaded.own["ema"] is None):
+            raise UserError(f"{loaded.path}: train.ema was switched on or off since; resume with the same setting")
+        if self.ema is not None:
+            self.ema.load_state(loaded.own["ema"])
+        set_random_state(loaded.own["random"])
+
+    def _write_outcome(self, status: Literal["stopped", "failed"], reason: str) -> None:
+        """Record an end that did not come from `_run`."""
+        Outcome(status, reason, self.position.step, self.position.consumed).write(self.options.run_dir)

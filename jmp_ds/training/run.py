@@ -1,0 +1,104 @@
+"""What a run of training is made of, besides the engine and the schedule: data, validation, lengths, position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+
+class Loader(Protocol):
+    """Yields windows: for every optimizer step this process's `accumulation` micro-batches."""
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        """Windows from the position on; equally many on every process."""
+
+    def state(self) -> dict[str, Any]:
+        """Position after the last window handed out, as JSON values, the same on all processes."""
+
+
+class MetricSums(Protocol):
+    """Accumulates a validation (`jmp_ds.tasks.metrics.Metrics`)."""
+
+    state: Tensor
+
+    def update(self, outputs: Any, batch: Any) -> None:
+        """Add a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Numbers by name, from `state`."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What validation needs.
+
+    Attributes:
+        batches: this process's part; equally many on every process, since gathering weights is collective.
+        metrics: a new accumulator.
+        primary: the number that decides what is best, the smaller the better, from all metrics.
+    """
+
+    batches: Callable[[], Iterable[Any]]
+    metrics: Callable[[], MetricSums]
+    primary: Callable[[Mapping[str, float]], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How long, how often, where.
+
+    Attributes:
+        run_dir: the run folder.
+        length: of the run, in `measure`.
+        measure: `structures` or `steps`.
+        schedule_unit: how much of `measure` is 1 in the schedule's positions: `length` for fractions of the run, the
+            structures of an epoch for epochs.
+        epoch: structures per epoch, for what is told to people.
+        validate_every, checkpoint_every: in structures.
+        keep: checkpoints that stay.
+        log_every: steps between lines in metrics.jsonl.
+        ema_decay: of the averaged weights, which are then validated and exported; None: there are none.
+        max_bad_steps: consecutive steps without finite gradient after which the run ends.
+        seed: of dropout and whatever else draws during training.
+        resume: False ignores checkpoints (the trainers refuse a folder that has some).
+    """
+
+    run_dir: Path
+    length: float
+    measure: Literal["structures", "steps"] = "structures"
+    schedule_unit: float
+    epoch: float
+    validate_every: float = math.inf
+    checkpoint_every: float = math.inf
+    keep: int = 2
+    log_every: int = 10
+    ema_decay: float | None = None
+    max_bad_steps: int = 10
+    seed: int = 0
+    resume: bool = True
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: windows trained on, skipped ones included.
+        consumed: structures.
+        bad_steps: skipped ones in a row, up to now.
+        best: of the primary metric; None before the first validation.
+        loader: the loader's state at this boundary; None at the beginning.
+        ended: why the run is over before its length; empty while it is not.
+    """
+
+    step: int = 0
+    consumed: int = 0
+    bad_steps: int = 0
+    best: float | None = None
+    loader: dict[str, Any] | None = None
+    ended: str = ""
