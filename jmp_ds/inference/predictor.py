@@ -1,0 +1,212 @@
+"""Energies, forces and scalars of any structures that ASE can hold or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jmp_ds.bundle import Bundle, load_bundle
+from jmp_ds.errors import UserError
+from jmp_ds.graphs.assemble import Structure, assemble
+from jmp_ds.graphs.batch import Batch
+from jmp_ds.tasks.normalise import denormalize
+from jmp_ds.tasks.specs import Task
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Tags = Literal["none", "ocp"]
+
+#: Main edges in one batch, at most; a larger structure goes alone.
+EDGE_BUDGET = 8_000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task says about one structure; absent what it does not predict.
+
+    Attributes:
+        energy: eV.
+        forces: float64 [n, 3], eV/Å.
+        scalars: by label, in the label's unit.
+    """
+
+    energy: float | None = None
+    forces: NDArray[np.float64] | None = None
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+class _Parcel(NamedTuple):
+    """Structures that share a batch, and the number of the first."""
+
+    first: int
+    atoms: list[Atoms]
+
+
+class Predictor:
+    """A bundle made ready for use on structures of one task.
+
+    Attributes:
+        bundle: as loaded.
+        model: in evaluation mode.
+        task: whose heads, graphs and units are used.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        task: str | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        tags: Tags = "none",
+        edge_budget: int = EDGE_BUDGET,
+    ) -> None:
+        """Load and build.
+
+        Args:
+            bundle: or the folder that holds it.
+            task: name of one of the bundle's tasks; may be left out where there is only one.
+            device: where to compute.
+            dtype: `float32` or `float64`.
+            tags: `ocp` if the structures' tags mean 0 below the surface, 1 surface, 2 adsorbate; otherwise ASE's tags are
+                layer numbers or nothing, and every atom counts as 2.
+            edge_budget: main edges in one batch.
+
+        Raises:
+            UserError: a bundle, task, device or precision that there is not.
+        """
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.bundle.require_fitted()
+        self.task = _task_of(self.bundle, task)
+        self.device = _device_of(device)
+        self.model = self.bundle.build(_dtype_of(dtype), self.device)
+        self._tags = tags
+        self._budget = edge_budget
+
+    def predict(self, atoms: Iterable[Atoms]) -> list[Prediction]:
+        """Predictions in the order of the structures.
+
+        Raises:
+            UserError: a structure that the model cannot take, by its number.
+        """
+        return [prediction for _, prediction in self.iterate(atoms)]
+
+    def iterate(self, atoms: Iterable[Atoms]) -> Iterator[tuple[Atoms, Prediction]]:
+        """The same one by one, without holding all structures at once."""
+        for parcel in self._parcels(atoms):
+            batch = self._batch(parcel)
+            with torch.no_grad():
+                outputs = self.model(batch)[self.task.name]
+            values = {label: x.cpu().numpy() for label, x in denormalize(self.task, outputs, batch).items()}
+            yield from zip(parcel.atoms, self._split(parcel, values), strict=True)
+
+    def features(self, atoms: Iterable[Atoms], reduction: Literal["sum", "mean"] = "mean") -> NDArray[np.float64]:
+        """Embeddings of the structures: the backbone's atom features, reduced; float64 [number, emb_size_atom]."""
+        parts = [np.empty((0, self.bundle.config.emb_size_atom))]
+        for parcel in self._parcels(atoms):
+            with torch.no_grad():
+                parts.append(self.model.features(self._batch(parcel), reduction).double().cpu().numpy())
+        return np.concatenate(parts)
+
+    def _parcels(self, atoms: Iterable[Atoms]) -> Iterator[_Parcel]:
+        """Consecutive structures whose edges fit the budget."""
+        first, cost = 0, 0
+        held: list[Atoms] = []
+        for each in atoms:
+            own = _edge_bound(each, self.task.graph.max_neighbors)
+            if held and cost + own > self._budget:
+                yield _Parcel(first, held)
+                first, held, cost = first + len(held), [], 0
+            held.append(each)
+            cost += own
+        if held:
+            yield _Parcel(first, held)
+
+    def _batch(self, parcel: _Parcel) -> Batch:
+        """The graph and all, on the device."""
+        structures = [
+            structure_of(atoms, tags=self._tags, num_elements=self.bundle.config.num_elements, where=f"structure {k}")
+            for k, atoms in enumerate(parcel.atoms, parcel.first)
+        ]
+        number = self.model.tasks.index(self.task)
+        tasks = [(task.name, task.graph) for task in self.model.tasks]
+        return assemble(structures, [number] * len(structures), tasks).to(self.device)
+
+    def _split(self, parcel: _Parcel, values: dict[str, NDArray[np.float64]]) -> Iterator[Prediction]:
+        """Per structure, with a check that the numbers are numbers."""
+        ends = np.cumsum([len(atoms) for atoms in parcel.atoms])
+        for k, (atoms, end) in enumerate(zip(parcel.atoms, ends, strict=True)):
+            own = {
+                label: x[end - len(atoms) : end] if label == "forces" else float(x[k]) for label, x in values.items()
+            }
+            if not all(np.isfinite(x).all() for x in own.values()):
+                raise UserError(
+                    f"structure {parcel.first + k} ({atoms.get_chemical_formula()}): the prediction is not finite; "
+                    "are atoms on top of each other?"
+                )
+            energy, forces = own.pop("energy", None), own.pop("forces", None)
+            yield Prediction(energy, forces, own)  # type: ignore[arg-type]
+
+
+def structure_of(atoms: Atoms, *, tags: Tags = "none", num_elements: int = 120, where: str = "structure") -> Structure:
+    """ASE's atoms as the structure of a graph.
+
+    Raises:
+        UserError: unknown elements, numbers that are not finite, or tags that are not OCP's.
+    """
+    numbers = np.asarray(atoms.get_atomic_numbers(), dtype=np.int64)
+    pos, cell = np.asarray(atoms.get_positions()), np.asarray(atoms.cell)
+    pbc = np.asarray(atoms.pbc, dtype=bool)
+    if bool(((numbers < 1) | (numbers > num_elements)).any()):
+        wrong = sorted({int(z) for z in numbers if not 1 <= z <= num_elements})
+        raise UserError(f"{where}: atomic numbers {wrong} are outside 1 … {num_elements}")
+    if not (np.isfinite(pos).all() and np.isfinite(cell).all()):
+        raise UserError(f"{where}: positions or cell are not finite")
+    if bool((pbc & ~cell.any(axis=1)).any()):
+        raise UserError(f"{where}: periodic along a cell vector that is zero")
+    own_tags = None
+    if tags == "ocp":
+        own_tags = np.asarray(atoms.get_tags(), dtype=np.int64)
+        if bool(((own_tags < 0) | (own_tags > 2)).any()):
+            raise UserError(f"{where}: tags are not 0, 1, 2 as in OCP; do without the option that says so")
+    return Structure(pos=pos, atomic_numbers=numbers, cell=cell, pbc=pbc, tags=own_tags)
+
+
+def _edge_bound(atoms: Atoms, max_neighbors: int) -> int:
+    """Main edges that a structure may have, roughly; made without looking for neighbours."""
+    n = len(atoms)
+    return n * (max_neighbors if atoms.pbc.any() else min(n - 1, max_neighbors)) if n else 0
+
+
+def _task_of(bundle: Bundle, name: str | None) -> Task:
+    names = [task.name for task in bundle.tasks]
+    if name is None and len(names) == 1:
+        return bundle.tasks[0]
+    if name not in names:
+        asked = "which task? Name one" if name is None else f"no task {name!r} in the bundle; choose one"
+        raise UserError(f"{asked} of {', '.join(names)}")
+    return bundle.tasks[names.index(name)]
+
+
+def _dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    known = {"float32": torch.float32, "float64": torch.float64}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise UserError(f"no precision {name!r}; choose float32 or float64")
+    return known[name]
+
+
+def _device_of(device: torch.device | str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device}: cannot be used here ({str(error).splitlines()[0]})") from error
+    return chosen
