@@ -196,7 +196,7 @@ def plain_info(facts: Mapping[str, Any]) -> dict[str, InfoValue]:
     """Those facts that are short plain values; labels and arrays are left out."""
     info: dict[str, InfoValue] = {}
     for key, value in facts.items():
-        if isinstance(value, np.generic):
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
             value = value.item()
         if isinstance(value, bool | np.bool_):
             info[str(key)] = int(value)

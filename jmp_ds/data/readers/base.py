@@ -33,7 +33,8 @@ class Block:
     Attributes:
         records: those that are good.
         skipped: those that are not.
-        facts: what the file says about itself, for the store's metadata (level of theory, meaning of the energy, ...).
+        facts: what the file says about itself, for the store's metadata (level of theory, meaning of the energy, ...). A
+            key `unit:LABEL` is the unit of a label.
         done: how much of the file is behind us, 0..1, where the reader knows.
     """
 

@@ -36,7 +36,7 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     names = _COLUMN.findall(chunks[0]) if "\n" not in chunks[0] and _COLUMN.search(chunks[0]) else []
     molecules = chunks[1:] if names else chunks
     columns = _columns(path, [name for name, _ in names], [u for _, u in names], options)
-    collector = Collector()
+    collector = Collector({f"unit:{spec.name}": spec.unit.name for _, spec in columns})
     for at, chunk in enumerate(molecules):
         where = f"{path.stem}#{at}"
         try:
