@@ -249,7 +249,7 @@ class Bases(nn.Module):
         num_radial, _, size = weight.shape
         fourier = self.fourier.to(radial.dtype)
         folded = weight.reshape(num_radial, size, self._orders, self._orders) @ fourier
-        return (radial @ folded.flatten(1)).view(-1, size, self._orders * fourier.shape[1])
+        return (radial @ folded.flatten(1)).view(radial.shape[0], size, self._orders * fourier.shape[1])
 
 
 def _project(layer: Dense, radial: Tensor) -> Tensor:

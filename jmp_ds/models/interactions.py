@@ -206,14 +206,14 @@ class QuadrupletInteraction(EdgeUp):
     def _read_out(graph: Graph, tables: BasisTables, y: Tensor) -> Tensor:
         """Moments per middle bond, read by every out-pair, summed into the edge: [E, sbf, quad_in]."""
         quads, quad = graph.quadruplets, tables.quadruplet
-        channels = quad.read.shape[1]
-        moments = segment_outer(quad.write, y, quads.by_middle).view(-1, channels, 2, y.shape[1])
+        middles, channels, width = quads.by_middle.count, quad.read.shape[1], y.shape[1]
+        moments = segment_outer(quad.write, y, quads.by_middle).view(middles, channels, 2, width)
         read = quad.read[..., None] * moments.index_select(0, quads.out_middle)
         t = read.sum(2)
         if y.shape[0]:
             t = t - quad.same[..., None] * y.index_select(0, quads.same.index)[:, None]
         per_edge = segment_outer(quad.zonal, t.flatten(1), quads.by_edge)
-        return torch.bmm(quad.radial, per_edge.view(per_edge.shape[0], -1, y.shape[1]))
+        return torch.bmm(quad.radial, per_edge.view(per_edge.shape[0], quad.radial.shape[2], width))
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:

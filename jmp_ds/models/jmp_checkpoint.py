@@ -56,7 +56,7 @@ def import_state(
             the atom layers of the output blocks, which are raw (specification section 8).
 
     Raises:
-        UserError: no such weights in the file, or tensors that the model needs are missing or have another shape; all
+        UserError: no such weights in the file, or tensors that the model needs are missing or have another shape; they
             are named.
     """
     if weights not in get_args(Weights):
@@ -139,7 +139,7 @@ def _averages(checkpoint: Mapping[str, Any], raw: Mapping[str, Tensor], weights:
 
 
 def _check(state: dict[str, Tensor], expected: Mapping[str, torch.Size], unmatched: Sequence[str]) -> None:
-    """Refuse a state that does not fill the model, naming every tensor concerned."""
+    """Refuse a state that does not fill the model, naming what is concerned (of wrong shapes, the first few)."""
     missing = [name for name in expected if name not in state]
     shapes = [
         f"{name} (file {tuple(x.shape)}, model {tuple(expected[name])})"
@@ -149,9 +149,13 @@ def _check(state: dict[str, Tensor], expected: Mapping[str, torch.Size], unmatch
     if not missing and not shapes:
         return
     parts = ["the file does not fit this model; is it of another size?"]
-    for what, names in (("missing", missing), ("of another shape", shapes), ("in the file only", unmatched)):
+    for what, names, shown in (
+        ("missing", missing, len(missing)),
+        ("of another shape", shapes, 5),
+        ("in the file only", unmatched, len(unmatched)),
+    ):
         if names:
-            parts.append(f"{len(names)} {what}: {', '.join(names)}")
+            parts.append(f"{len(names)} {what}: {', '.join(names[:shown])}{', …' if len(names) > shown else ''}")
     raise UserError("; ".join(parts))
 
 

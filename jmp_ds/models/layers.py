@@ -78,7 +78,7 @@ class BasisEmbedding(nn.Module):
     def forward(self, radial: Tensor) -> Tensor:
         """[E, num_radial] to [E, I, S]."""
         num_radial, orders, size = self.weight.shape
-        return (radial @ self.weight.to(radial.dtype).reshape(num_radial, -1)).view(-1, size, orders)
+        return (radial @ self.weight.to(radial.dtype).reshape(num_radial, -1)).view(radial.shape[0], size, orders)
 
 
 class EdgeEmbedding(nn.Module):
