@@ -120,20 +120,20 @@ class Loop:
         windows = iter(loader)
         while not self.position.ended and self._done() < self.options.length:
             self.position.loader = loader.state()
-            window = next(windows, None)
-            if window is None:
-                self.position.ended = "the data are used up"
-                break
             before = self.position.consumed
-            stopped = self._window(window, progress, log)
-            if stopped:
-                if saved_at != self.position.step:
-                    self._save()
-                return Outcome("stopped", stopped, self.position.step, self.position.consumed)
-            self.position.loader = loader.state()
-            last = self._done() >= self.options.length
+            window = next(windows, None)
+            if window is not None:
+                stopped = self._window(window, progress, log)
+                if stopped:
+                    if saved_at != self.position.step:
+                        self._save()
+                    return Outcome("stopped", stopped, self.position.step, self.position.consumed)
+                self.position.loader = loader.state()
+            last = window is None or self._done() >= self.options.length
             if last or self._crossed(before, self.options.validate_every):
                 self.position.ended = self._validate(progress, log) or ""
+            if window is None:
+                self.position.ended = "the data are used up"
             if last or self.position.ended or self._crossed(before, self.options.checkpoint_every):
                 self._save()
                 saved_at = self.position.step
