@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,19 +45,6 @@ class Curve:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a last line cut off by a crash is left out; [] if there is no file."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -128,8 +128,8 @@ class EarlyStoppingConfig(Section):
 class TrainConfig(Section):
     """How long and how the weights are changed."""
 
-    epochs: PositiveFloat | None = Field(
-        default=None, description="length in passes over the (temperature-expanded) structures"
+    epochs: int | None = Field(
+        default=None, ge=1, description="length in passes over the (temperature-expanded) structures"
     )
     steps: int | None = Field(default=None, ge=1, description="length in optimizer steps, instead of `epochs`")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")

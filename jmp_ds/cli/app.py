@@ -1,0 +1,21 @@
+"""All verbs together."""
+
+from __future__ import annotations
+
+from jmp_ds.cli import data_verbs, model_verbs, train_verbs
+from jmp_ds.cli.base import new_group
+from jmp_ds.cli.doctor import doctor
+
+app = new_group("Joint multi-domain pre-training of GemNet-OC: data, training, fine-tuning, prediction.")
+app.add_typer(data_verbs.group, name="data")
+for verb, name in (
+    (train_verbs.pretrain, "pretrain"),
+    (train_verbs.finetune, "finetune"),
+    (model_verbs.evaluate, "evaluate"),
+    (model_verbs.predict, "predict"),
+    (model_verbs.fit_scales, "fit-scales"),
+    (model_verbs.import_jmp, "import-jmp"),
+    (model_verbs.show, "show"),
+    (doctor, "doctor"),
+):
+    app.command(name, no_args_is_help=name != "doctor")(verb)

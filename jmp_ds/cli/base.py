@@ -1,0 +1,45 @@
+"""How verbs fail: a mistake of the user is one line and exit code 2; a defect keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from jmp_ds.errors import UserError
+
+#: Exit code of a mistake that the user can mend.
+MISTAKE = 2
+
+
+class FriendlyGroup(TyperGroup):
+    """A group of verbs whose user errors are told in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a `UserError` becomes a message on stderr (once, by the first process) and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if os.environ.get("RANK", "0") == "0":
+                typer.echo(f"jmp-ds: {one_line(error)}", err=True)
+            raise typer.Exit(MISTAKE) from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def new_group(text: str) -> typer.Typer:
+    """An empty group of verbs with the house's settings."""
+    return typer.Typer(
+        cls=FriendlyGroup,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )

@@ -1,0 +1,96 @@
+"""What `evaluate` and `fit-scales` do with a bundle and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jmp_ds.bundle import Bundle, load_bundle, save_bundle
+from jmp_ds.cli.data_verbs import print_table
+from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
+from jmp_ds.data.packing import EdgeBudget
+from jmp_ds.data.sources import Source, open_source
+from jmp_ds.data.splits import read_indices
+from jmp_ds.data.store import Store
+from jmp_ds.errors import UserError
+from jmp_ds.experiment.evaluate import evaluate
+from jmp_ds.experiment.loaders import fit_scales, graphs_of
+from jmp_ds.models.scaling import unfitted
+from jmp_ds.report import plot_parity
+from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.specs import Task
+from jmp_ds.training.files import write_json
+from jmp_ds.training.processes import Place, Processes
+
+
+def evaluate_bundle(
+    path: Path,
+    store: Path,
+    name: str | None,
+    split: Path | None,
+    report: Path | None,
+    device: str,
+    dtype: str,
+    edges: int,
+) -> None:
+    """Print the table, and write metrics and parity plots where asked for."""
+    bundle = load_bundle(path)
+    task = _task(bundle, name)
+    opened = Store(store)
+    labels = [label for label in task.labels if opened.summary.labels.get(label)]
+    if not labels:
+        raise UserError(f"{store}: no structure has a label of task {task.name} ({', '.join(task.labels)})")
+    indices = None if split is None else read_indices(split)
+    source = open_source(task.name, task.graph, opened, labels, indices=indices, progress=True)
+    model = bundle.build(getattr(torch, dtype), device)
+    processes = Processes(Place(), torch.device(device), torch.get_num_threads())
+    loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading())
+    found = evaluate(model, loader, processes, progress=True)
+    rows = [(n, f"{found.metrics[n]:.6g}", unit) for n, unit in metric_units([task]).items() if n in found.metrics]
+    print_table(f"{path} on {len(source)} structures of {store}", ("mean absolute error", "value", "unit"), rows)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        write_json(report / "metrics.json", found.metrics)
+        plot_parity(report / "parity.png", [panel for panel in found.parity if panel.reference.size])
+
+
+def fit_bundle_scales(path: Path, stores: Sequence[str], output: Path, batches: int, edges: int, device: str) -> None:
+    """Fit what has no value, and write the bundle."""
+    bundle = load_bundle(path, require_fitted=False)
+    model = MultiTaskModel(bundle.config, bundle.tasks)
+    model.load_state_dict(bundle.state)
+    missing = len(unfitted(model))
+    sources = [_source(bundle, text) for text in stores]
+    loader = TrainLoader(sources, graphs_of(bundle.tasks), EdgeBudget(edges), seed=0, epochs=1, loading=Loading())
+    values = fit_scales(model, loader, torch.device(device), num_batches=batches, progress=True)
+    story = {**bundle.provenance, "fitted_scales": {"factors": len(values), "on": list(stores)}}
+    save_bundle(replace(Bundle.of(model, story), config=bundle.config), output)
+    print_table(
+        f"{output}: {missing} factors fitted", ("factor", "value"), [(n, f"{v:.6g}") for n, v in values.items()]
+    )
+
+
+def _source(bundle: Bundle, text: str) -> Source:
+    """One `TASK=STORE`."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r}: must look like TASK=STORE; tasks are {', '.join(t.name for t in bundle.tasks)}")
+    task = _task(bundle, name)
+    store = Store(path)
+    return open_source(task.name, task.graph, store, [], indices=np.arange(len(store)), progress=True)
+
+
+def _task(bundle: Bundle, name: str | None) -> Task:
+    names = [task.name for task in bundle.tasks]
+    if name is None and len(names) == 1:
+        return bundle.tasks[0]
+    if name not in names:
+        raise UserError(
+            f"{'--task is needed' if name is None else f'no task {name!r}'}; the bundle has {', '.join(names)}"
+        )
+    return bundle.tasks[names.index(name)]

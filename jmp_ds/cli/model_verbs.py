@@ -1,0 +1,142 @@
+"""Verbs on bundles: evaluate, predict, fit-scales, import-jmp, show."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DType(StrEnum):
+    """Precision of the model."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Tags(StrEnum):
+    """Meaning of ASE's tags."""
+
+    none = "none"
+    ocp = "ocp"
+
+
+class JmpPreset(StrEnum):
+    """Published sizes."""
+
+    jmp_s = "jmp-s"
+    jmp_l = "jmp-l"
+
+
+class Weights(StrEnum):
+    """Which weights of a published file."""
+
+    ema = "ema"
+    raw = "raw"
+    published = "published"
+
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder of the bundle", show_default=False)]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="folder of the store", show_default=False)]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="task of the bundle; may be left out if it is the only one")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+Precision = Annotated[DType, typer.Option(help="precision of the model")]
+EdgesPerBatch = Annotated[int, typer.Option(min=1, help="edges per batch, at most")]
+
+
+def predict(
+    bundle: BundlePath,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="structures, anything ASE reads", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="extended xyz to write", show_default=False)],
+    task: TaskName = None,
+    dtype: Precision = DType.float32,
+    device: Device = "cpu",
+    tags: Annotated[
+        Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")
+    ] = Tags.none,
+) -> None:
+    """Predict energies (eV), forces (eV/Å) and other labels of every structure in a file, in its order."""
+    from jmp_ds.inference.predict_file import predict_file
+
+    count = predict_file(bundle, source, output, task, device=device, dtype=dtype.value, tags=tags.value)
+    typer.echo(f"{output}: {count} structures")
+
+
+def evaluate(
+    bundle: BundlePath,
+    store: StorePath,
+    task: TaskName = None,
+    split: Annotated[
+        Path | None, typer.Option(help="file with the numbers of the structures to use; all by default")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="folder for metrics.json and parity.png")] = None,
+    device: Device = "cpu",
+    dtype: Precision = DType.float32,
+    edges: EdgesPerBatch = 20_000,
+) -> None:
+    """Mean absolute errors of a bundle on the labelled structures of a store."""
+    from jmp_ds.cli.bundle_work import evaluate_bundle
+
+    evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges)
+
+
+def fit_scales(
+    bundle: BundlePath,
+    stores: Annotated[
+        list[str], typer.Argument(metavar="TASK=STORE...", help="structures of each task", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option(help="bundle to write; by default the same is replaced")] = None,
+    batches: Annotated[int, typer.Option(min=1, help="how many batches to fit on")] = 16,
+    edges: EdgesPerBatch = 20_000,
+    device: Device = "cpu",
+) -> None:
+    """Fit the scale factors of a bundle that have no value yet, on structures like those it is for.
+
+    Training from scratch does this by itself; a bundle needs it when it was made otherwise.
+    """
+    from jmp_ds.cli.bundle_work import fit_bundle_scales
+
+    fit_bundle_scales(bundle, stores, output or bundle, batches, edges, device)
+
+
+def import_jmp(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="published Lightning checkpoint", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="bundle to write", show_default=False)],
+    preset: Annotated[JmpPreset, typer.Option(help="size of the network in the file", show_default=False)],
+    weights: Annotated[
+        Weights, typer.Option(help="`published`: the mixture that the published fine-tuning runs started from")
+    ] = Weights.ema,
+) -> None:
+    """Turn a published JMP checkpoint into a bundle, with the published graph rules and normalisation.
+
+    Nothing in the file is executed. Every key of the file that the model has no use for is named.
+    """
+    from jmp_ds.inference.import_jmp import import_jmp as convert
+
+    report = convert(file, out, preset.value, weights.value)
+    for key in report.unmatched:
+        typer.echo(f"unmatched: {key}", err=True)
+    for name in report.zero_factors:
+        typer.echo(f"scale factor without a value, taken as 1: {name}", err=True)
+    if report.differing_aliases:
+        typer.echo(
+            f"{len(report.differing_aliases)} tensors are in the file twice with different contents; "
+            "--weights decides which is taken",
+            err=True,
+        )
+    typer.echo(f"{out}: {report.tensors} tensors, {report.weights} weights, {len(report.unmatched)} unmatched keys")
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a bundle or a run folder", show_default=False)],
+) -> None:
+    """Show what a bundle or a run folder holds: tasks, graph rules, normalisation, provenance, last validation."""
+    from rich.console import Console
+
+    from jmp_ds.cli.show import show_path
+
+    show_path(path, Console())

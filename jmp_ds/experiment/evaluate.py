@@ -1,0 +1,107 @@
+"""A model on a split: mean absolute errors in physical units, and the pairs for parity plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from jmp_ds.data.loading import EvalLoader
+from jmp_ds.graphs.batch import Batch
+from jmp_ds.report import MAX_POINTS, Parity
+from jmp_ds.tasks.metrics import Metrics
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.normalise import denormalize, offset, present
+from jmp_ds.tasks.specs import Task
+from jmp_ds.training.processes import Processes
+
+Array = NDArray[np.float64]
+#: (task, label) → reference and predicted values, one array per batch.
+_Pairs = dict[tuple[str, str], list[tuple[Array, Array]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on one split.
+
+    Attributes:
+        metrics: mean absolute errors by name (see `metric_units`).
+        parity: one panel per task and label, thinned to a number that can be drawn; energies per atom, without what
+            the element references explain.
+    """
+
+    metrics: dict[str, float]
+    parity: list[Parity]
+
+
+def evaluate(model: MultiTaskModel, loader: EvalLoader, processes: Processes, *, progress: bool = False) -> Evaluation:
+    """Run over every structure of the loader once, all processes together.
+
+    Args:
+        model: in evaluation mode, on the processes' device.
+        loader: made for this process's rank.
+        processes: those that share the work.
+        progress: show a bar (by the first process).
+    """
+    metrics = Metrics(model.tasks, processes.device)
+    pairs: _Pairs = {(task.name, label): [] for task in model.tasks for label in task.labels}
+    for batch in _tracked(loader, progress and processes.first):
+        moved = batch.to(processes.device)
+        with torch.no_grad():
+            outputs = model(moved)
+        metrics.update(outputs, moved)
+        for task in model.tasks:
+            _collect(pairs, task, outputs[task.name], moved)
+    sums = processes.sum(metrics.state.flatten().tolist())
+    metrics.state = torch.tensor(sums, dtype=torch.float64).reshape(2, -1)
+    parts = processes.gather({key: _joined(values) for key, values in pairs.items()})
+    return Evaluation(metrics.compute(), [_panel(task, label, parts) for task in model.tasks for label in task.labels])
+
+
+def _tracked(loader: EvalLoader, show: bool) -> Iterator[Batch]:
+    yield from track(loader, "evaluating", len(loader), console=Console(stderr=True), disable=not show)
+
+
+def _collect(pairs: _Pairs, task: Task, outputs: Mapping[str, Tensor], batch: Batch) -> None:
+    """Add one batch's labelled rows."""
+    rows = batch.rows[task.name]
+    predicted = denormalize(task, outputs, batch)
+    for label in task.labels:
+        if label not in batch.labels:
+            continue
+        there = present(task, label, batch)
+        if label == "forces":
+            values = batch.labels[label].values.index_select(0, rows.atoms)
+            there = there.index_select(0, rows.atom_structure)
+            found = values, predicted[label]
+        else:
+            values = batch.labels[label].values.index_select(0, rows.structures).double()
+            found = values, predicted[label]
+            if label == "energy":
+                natoms = batch.natoms.index_select(0, rows.structures).clamp(min=1)
+                known = offset(task.normalize_by(label), batch, rows)
+                found = (values - known) / natoms, (predicted[label] - known) / natoms
+        pair = tuple(x.double()[there].reshape(-1).cpu().numpy() for x in found)
+        pairs[task.name, label].append((pair[0], pair[1]))
+
+
+def _joined(values: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """One array each, thinned evenly to what can be drawn."""
+    if not values:
+        return np.zeros(0), np.zeros(0)
+    reference, predicted = (np.concatenate([pair[i] for pair in values]) for i in (0, 1))
+    every = max(1, -(-len(reference) // MAX_POINTS))
+    return reference[::every], predicted[::every]
+
+
+def _panel(task: Task, label: str, parts: Sequence[Mapping[tuple[str, str], tuple[Array, Array]]]) -> Parity:
+    reference, predicted = _joined([part[task.name, label] for part in parts])
+    units = {"energy": "eV/atom", "forces": "eV/Å", **{s.label: s.unit for s in task.scalars}}
+    what = "energy per atom, less references" if label == "energy" else label
+    return Parity(f"{task.name}: {what}", units[label], reference, predicted)

@@ -1,0 +1,141 @@
+"""From tasks and splits to loaders, and scale factors fitted on what the loaders give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from jmp_ds.config.pretrain import TrainingConfig
+from jmp_ds.config.sections import BatchConfig
+from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
+from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
+from jmp_ds.data.sources import Source, open_source
+from jmp_ds.experiment.sets import TaskData
+from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.models.scaling import fit_scale_factors, scale_factors, set_scale_factors, unfitted
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.specs import Task
+from jmp_ds.training.processes import Processes
+
+#: Batches that scale factors are fitted on (specification section 6).
+FIT_BATCHES = 16
+
+
+def sources_of(
+    tasks: Sequence[Task], data: Mapping[str, TaskData], split: str, *, run_dir: Path, progress: bool = False
+) -> list[Source]:
+    """One source per task that has structures in the split; edges are counted where they are not known yet.
+
+    Counts are kept beside the store, or in the run folder where the store cannot be written.
+    """
+    sources = []
+    for task in tasks:
+        own = data[task.name]
+        if split not in own.splits:
+            continue
+        writable = os.access(own.store.path, os.W_OK)
+        sources.append(
+            open_source(
+                task.name,
+                task.graph,
+                own.store,
+                [label for label in task.labels if own.store.summary.labels.get(label)],
+                indices=own.splits[split],
+                cache=None if writable else run_dir / "index" / task.name,
+                progress=progress,
+            )
+        )
+    return sources
+
+
+def graphs_of(tasks: Sequence[Task]) -> list[tuple[str, GraphSettings]]:
+    """Names and graph settings in the model's order, as loaders want them."""
+    return [(task.name, task.graph) for task in tasks]
+
+
+def batch_rule(batch: BatchConfig) -> BatchRule:
+    """How batches are cut."""
+    if batch.edges is not None:
+        return EdgeBudget(batch.edges)
+    return StructureCount(batch.structures or 1)
+
+
+def train_loader(
+    config: TrainingConfig,
+    tasks: Sequence[Task],
+    sources: Sequence[Source],
+    processes: Processes,
+    epochs: int,
+    state: Mapping[str, Any] | None = None,
+) -> TrainLoader:
+    """This process's part of the training batches, from a loader's state on."""
+    return TrainLoader(
+        sources,
+        graphs_of(tasks),
+        batch_rule(config.sampling.batch),
+        seed=config.run.seed,
+        epochs=epochs,
+        temperature=config.sampling.temperature,
+        edge_dropout=config.train.edge_dropout,
+        loading=Loading(
+            rank=processes.rank,
+            world=processes.world,
+            accumulation=config.sampling.accumulation,
+            workers=config.sampling.workers,
+        ),
+        state=state,
+    )
+
+
+def eval_loader(
+    config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source], processes: Processes
+) -> EvalLoader:
+    """This process's part of the batches that show every structure once."""
+    loading = Loading(rank=processes.rank, world=processes.world, workers=config.sampling.workers)
+    return EvalLoader(sources, graphs_of(tasks), batch_rule(config.sampling.batch), loading)
+
+
+def fit_scales(
+    model: MultiTaskModel, loader: TrainLoader, device: torch.device, *, num_batches: int = FIT_BATCHES, progress: bool
+) -> dict[str, float]:
+    """Fit the scale factors that have no value yet; those that have one keep it.
+
+    Every process fits on the same structures, so that all get the same values.
+
+    Args:
+        model: on any device; factors are filled in place.
+        loader: of a single process (rank 0 of 1), without edge dropout, at its beginning.
+        device: where to compute.
+        num_batches: fewer are used where there are fewer.
+        progress: show a bar.
+
+    Returns:
+        The new values by name; empty if nothing was missing.
+    """
+    missing = unfitted(model)
+    if not missing:
+        return {}
+    known = {name: float(m.scale_factor) for name, m in scale_factors(model).items() if name not in missing}
+    batches = [step.batches[0].to(device) for step in islice(loader, num_batches)]
+    model.to(device).eval()
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+        task = bar.add_task("fitting scale factors", total=len(scale_factors(model)))
+        values = fit_scale_factors(model, _runner(model, batches), len(batches), lambda name, value: bar.advance(task))
+    set_scale_factors(model, known.items())
+    return {name: values.get(name, 1.0) for name in missing}
+
+
+def _runner(model: MultiTaskModel, batches: Sequence[object]) -> Callable[[int], None]:
+    """Evaluates the model on batch k."""
+
+    def run(k: int) -> None:
+        model(batches[k])
+
+    return run

@@ -1,0 +1,108 @@
+"""The report of a finished run: tables, loss curves, parity plots; one folder, `report/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jmp_ds.bundle import SPEC_FILE, load_bundle
+from jmp_ds.config.pretrain import TrainingConfig
+from jmp_ds.experiment.evaluate import Evaluation, evaluate
+from jmp_ds.experiment.loaders import eval_loader
+from jmp_ds.experiment.session import Material
+from jmp_ds.report import Curve, markdown_table, plot_curves, plot_parity
+from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.training.files import write_json
+from jmp_ds.training.metrics_log import read_metrics
+from jmp_ds.training.outcome import Outcome
+from jmp_ds.training.processes import Processes
+
+
+def report_run(
+    config: TrainingConfig, material: Material, outcome: Outcome, processes: Processes, *, prefer_best: bool
+) -> dict[str, Evaluation]:
+    """Evaluate the exported model on validation and test structures and write `report/`; collective.
+
+    Args:
+        config: of the run.
+        material: tasks and structures.
+        outcome: how training ended.
+        processes: share the evaluation; the first writes.
+        prefer_best: take the bundle that was best in validation, where there is one, instead of the final one.
+
+    Returns:
+        Evaluations by split.
+    """
+    run_dir = Path(config.run.dir)
+    kind = "best" if prefer_best and (run_dir / "best" / SPEC_FILE).is_file() else "final"
+    model = load_bundle(run_dir / kind).build(device=processes.device)
+    splits = {name: sources for name, sources in (("val", material.val), ("test", material.test)) if sources}
+    found = {
+        name: evaluate(model, eval_loader(config, material.tasks, sources, processes), processes, progress=True)
+        for name, sources in splits.items()
+    }
+    if processes.first:
+        _write(config, material, outcome, kind, found)
+    return found
+
+
+def _write(
+    config: TrainingConfig, material: Material, outcome: Outcome, kind: str, found: dict[str, Evaluation]
+) -> None:
+    run_dir = Path(config.run.dir)
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    units = metric_units(material.tasks)
+    rows = [(name, unit, *(e.metrics.get(name, float("nan")) for e in found.values())) for name, unit in units.items()]
+    header = ("mean absolute error", "unit", *found)
+    numbers = {split: e.metrics for split, e in found.items()}
+    write_json(folder / "metrics.json", {"model": kind, "outcome": vars(outcome), "metrics": numbers})
+    shown = "last" if "test" not in found else "test"
+    text = [
+        f"# {run_dir.name}",
+        f"Training ended at step {outcome.step} after {outcome.consumed} structures: {outcome.reason}.",
+        f"Model: `{kind}/`. Structures: " + ", ".join(_counts(material)) + ".",
+        markdown_table(header, rows),
+        "![loss](loss.png)" + (f" ![parity on {shown}](parity_{shown}.png)" if shown in found else ""),
+        "Energies in the parity plots are per atom, without what the element references explain.",
+    ]
+    (folder / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    plot_curves(folder / "loss.png", run_curves(read_metrics(run_dir)), "epoch")
+    for split, evaluation in found.items():
+        plot_parity(folder / f"parity_{split}.png", evaluation.parity)
+    _print(run_dir, header, rows)
+
+
+def _counts(material: Material) -> list[str]:
+    groups = (("training", material.train), ("validation", material.val), ("test", material.test))
+    return [f"{sum(len(s) for s in sources)} {name}" for name, sources in groups]
+
+
+def run_curves(lines: list[dict[str, Any]], label: str = "") -> dict[str, list[Curve]]:
+    """Panels from metrics.jsonl: training loss and primary validation metric over epochs.
+
+    Validation lines carry no epoch; the one of the training line with the nearest step is taken.
+    """
+    train = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
+    val = [line for line in lines if line["kind"] == "validate" and line.get("primary") is not None]
+    epochs = {line["step"]: line["epoch"] for line in train}
+    panels = {"training loss": [Curve(label, [t["epoch"] for t in train], [t["loss"] for t in train])]}
+    if val and epochs:
+        x = [epochs[min(epochs, key=lambda step: abs(step - line["step"]))] for line in val]
+        panels["validation (in units of the labels' scale)"] = [Curve(label, x, [line["primary"] for line in val])]
+    return panels
+
+
+def _print(run_dir: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """The table on the terminal."""
+    table = Table(title=f"{run_dir}: {header[0]}", title_justify="left")
+    for column in header:
+        table.add_column(column, justify="left" if column in header[:2] else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row))
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(f"report: {run_dir / 'report' / 'report.md'}", highlight=False)

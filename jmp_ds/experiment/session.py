@@ -1,0 +1,248 @@
+"""One run from a prepared model to its report: engine, loop, bundles, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from jmp_ds.bundle import Bundle, provenance, save_bundle
+from jmp_ds.config.checks import Checked
+from jmp_ds.config.loading import Resolved
+from jmp_ds.config.pretrain import TrainingConfig
+from jmp_ds.config.sections import ScheduleConfig
+from jmp_ds.data.loading import TrainLoader
+from jmp_ds.data.sources import Source
+from jmp_ds.errors import UserError
+from jmp_ds.experiment.loaders import eval_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
+from jmp_ds.graphs.batch import Batch
+from jmp_ds.tasks.losses import count_labels, loss_sums
+from jmp_ds.tasks.metrics import Metrics
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.specs import Task
+from jmp_ds.training.engine import Engine, EngineOptions
+from jmp_ds.training.loop import Loop
+from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
+from jmp_ds.training.outcome import Outcome
+from jmp_ds.training.processes import Place, Processes
+from jmp_ds.training.run import LoopOptions, Validation
+from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, PlateauOptions, Schedule, ScheduleOptions
+
+#: Epochs of a run whose length is in steps: as many as it takes.
+_ENDLESS = 2**31
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run works on.
+
+    Attributes:
+        tasks: normalised.
+        data: stores and splits by task.
+        train, val, test: sources; the latter two may be empty.
+    """
+
+    tasks: tuple[Task, ...]
+    data: Mapping[str, TaskData]
+    train: list[Source]
+    val: list[Source]
+    test: list[Source]
+
+
+def gather_material(
+    resolved: Resolved[TrainingConfig], checked: Checked, base: Mapping[str, Task], processes: Processes
+) -> Material:
+    """Splits, statistics and edge counts; the first process computes and shows progress, the others take its results.
+
+    Args:
+        resolved, checked: the configuration.
+        base: by task, the pre-trained task whose references the new ones stay close to.
+        processes: collective over them.
+    """
+    run_dir = Path(resolved.config.run.dir)
+    data = draw_splits(resolved, checked)
+    described: list[dict[str, Any]] = []
+    if processes.first:
+        statistics = run_dir / "statistics"
+        tasks = normalised_tasks(resolved.config.tasks, checked, data, base, keep_in=statistics, progress=True)
+        sources_of(tasks, data, "train", run_dir=run_dir, progress=True)
+        described = [task.to_dict() for task in tasks]
+    tasks = tuple(Task.from_dict(values) for values in processes.from_first(described))
+    train, val, test = (sources_of(tasks, data, split, run_dir=run_dir) for split in ("train", "val", "test"))
+    return Material(tasks, data, train, val, test)
+
+
+def fit_missing_scales(config: TrainingConfig, material: Material, model: MultiTaskModel, processes: Processes) -> int:
+    """Fit scale factors that have no value, before training; how many there were.
+
+    Every process fits by itself on the same structures, as the only process would.
+    """
+    alone = Processes(Place(), processes.device, processes.threads)
+    quiet = config.model_copy(update={"train": config.train.model_copy(update={"edge_dropout": 0.0})})
+    loader = train_loader(quiet, material.tasks, material.train, alone, epochs=1)
+    return len(fit_scales(model, loader, processes.device, progress=processes.first))
+
+
+def train(
+    resolved: Resolved[TrainingConfig],
+    checked: Checked,
+    material: Material,
+    model: MultiTaskModel,
+    processes: Processes,
+    *,
+    rates: LayerwiseRates | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train from the newest checkpoint or the beginning; leaves `best/` and `final/` bundles in the run folder.
+
+    Args:
+        resolved, checked: the configuration.
+        material: tasks and structures.
+        model: with fitted scale factors.
+        processes: collective over them.
+        rates: learning-rate factors by depth.
+        origin: more about where the weights come from, for the bundles' provenance.
+    """
+    config = resolved.config
+    options = config.train
+    groups = parameter_groups(model.named_parameters(), rates)
+    adam = options.optimizer
+    betas = (adam.betas[0], adam.betas[1])
+    engine = Engine(
+        model,
+        groups,
+        OptimizerOptions(lr=adam.lr, betas=betas, eps=adam.eps, weight_decay=adam.weight_decay),
+        EngineOptions(
+            ds_config=checked.deepspeed,
+            accumulation=config.sampling.accumulation,
+            clip_norm=options.clip_norm,
+            clip_value=options.clip_value,
+        ),
+        processes,
+    )
+    epochs = options.epochs or _ENDLESS
+    first_loader = train_loader(config, material.tasks, material.train, processes, epochs)
+    stopping = options.early_stopping
+    loop = Loop(
+        engine,
+        Schedule(_schedule(options.schedule, options.epochs), adam.lr, [g.multiplier for g in groups]),
+        lambda state: _Windows(train_loader(config, material.tasks, material.train, processes, epochs, state)),
+        lambda outputs, batch: loss_sums(outputs, batch, material.tasks),
+        lambda batch: count_labels(batch, material.tasks),
+        _loop_options(config, first_loader.epoch_length),
+        validation=_validation(resolved, material, processes),
+        early_stopping=EarlyStopping(EarlyStoppingOptions(patience=stopping.patience, min_lr=stopping.min_lr))
+        if stopping is not None
+        else None,
+        export=_exporter(Path(config.run.dir), model, material, origin or {}),
+    )
+    return loop.run()
+
+
+class _Windows:
+    """A loader's steps as the loop wants them: lists of micro-batches."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        for step in self._loader:
+            yield step.batches
+
+    def state(self) -> dict[str, Any]:
+        return self._loader.state()
+
+
+def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
+    """Lengths and intervals in structures, or the length in steps."""
+    by_epochs = config.train.epochs is not None
+    length = float((config.train.epochs or 0) * epoch) if by_epochs else float(config.train.steps or 0)
+    in_epochs = config.train.schedule.kind == "warmup_cosine_plateau"
+    return LoopOptions(
+        run_dir=Path(config.run.dir),
+        length=length,
+        measure="structures" if by_epochs else "steps",
+        schedule_unit=float(epoch) if in_epochs else length,
+        epoch=float(epoch),
+        validate_every=config.validation.every * epoch,
+        checkpoint_every=config.checkpoint.every * epoch,
+        keep=config.checkpoint.keep,
+        ema_decay=config.train.ema,
+        seed=config.run.seed,
+        resume=config.run.resume,
+    )
+
+
+def _schedule(config: ScheduleConfig, epochs: int | None) -> ScheduleOptions:
+    """Positions are fractions of the run, or epochs for the schedule with plateau control."""
+    if config.kind != "warmup_cosine_plateau":
+        return ScheduleOptions(
+            kind=config.kind, warmup=config.warmup, start_factor=config.warmup_from, floor_factor=config.cosine_to
+        )
+    return ScheduleOptions(
+        kind=config.kind,
+        warmup=config.warmup_epochs,
+        end=config.cosine_epochs,
+        start_factor=0.1,
+        floor_factor=config.cosine_to,
+        floor_limits=(0.01, 0.99),
+        plateau=PlateauOptions(factor=config.plateau_factor, patience=config.plateau_patience),
+    )
+
+
+def _validation(resolved: Resolved[TrainingConfig], material: Material, processes: Processes) -> Validation | None:
+    """Validation on the structures kept for it; None if there are none."""
+    if not material.val:
+        return None
+    loader = eval_loader(resolved.config, material.tasks, material.val, processes)
+    return Validation(
+        lambda: loader,
+        lambda: Metrics(material.tasks, processes.device),
+        lambda metrics: primary_metric(metrics, material.tasks, resolved.config.validation.metric),
+    )
+
+
+def primary_metric(metrics: Mapping[str, float], tasks: Sequence[Task], chosen: str | None) -> float:
+    """The number that decides what is best.
+
+    Args:
+        metrics: by name (see `metric_units`).
+        tasks: of the model.
+        chosen: `task/label`, or None: the mean over the tasks of the error of forces, where no task has forces of
+            energies, else of scalars, each in units of its label's scale.
+
+    Raises:
+        UserError: the validation structures carry no such label.
+    """
+    if chosen is not None:
+        if f"{chosen}_mae" not in metrics:
+            raise UserError(f"validate.metric: no validation structure carries {chosen}")
+        return metrics[f"{chosen}_mae"]
+    terms: dict[str, list[float]] = {"forces": [], "energy": [], "scalars": []}
+    for task in tasks:
+        for label in task.labels:
+            value = metrics.get(f"{task.name}/{label}_mae")
+            if value is not None:
+                unit = 1000.0 if label == "forces" else 1.0  # forces are told in meV/Å
+                terms.get(label, terms["scalars"]).append(value / (unit * task.scale(label)))
+    best = next((values for values in terms.values() if values), None)
+    if best is None:
+        raise UserError("validation: no validation structure carries any label that is learned")
+    return sum(best) / len(best)
+
+
+def _exporter(
+    run_dir: Path, model: MultiTaskModel, material: Material, origin: Mapping[str, Any]
+) -> Callable[[Literal["best", "final"], dict[str, Tensor], dict[str, Any]], None]:
+    """Writes bundles into the run folder."""
+    metadata = {name: dict(own.store.metadata) for name, own in material.data.items()}
+
+    def export(kind: Literal["best", "final"], state: dict[str, Tensor], about: dict[str, Any]) -> None:
+        story = {**provenance(str(about["weights"]), metadata), **dict(origin), "training": about}
+        save_bundle(Bundle(model.config, material.tasks, state, story), run_dir / kind)
+
+    return export

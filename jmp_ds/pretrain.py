@@ -1,0 +1,53 @@
+"""Pre-training: one network on several tasks, from random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from jmp_ds.config.checks import Checked
+from jmp_ds.config.loading import Resolved
+from jmp_ds.config.pretrain import PretrainConfig
+from jmp_ds.experiment.reporting import report_run
+from jmp_ds.experiment.resume import settle_configuration
+from jmp_ds.experiment.session import fit_missing_scales, gather_material, train
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.training.engine import start_processes, stop_processes
+from jmp_ds.training.outcome import Outcome
+from jmp_ds.training.processes import Processes
+
+
+def run_pretrain(resolved: Resolved[PretrainConfig], checked: Checked) -> Outcome:
+    """Train, export `final/`, report; in this process and those that a launcher started beside it.
+
+    Args:
+        resolved: the configuration.
+        checked: what `check_pretrain` made of it.
+
+    Raises:
+        UserError: what can only be seen with the data at hand, or training diverged.
+    """
+    processes = start_processes(resolved.config.run.device, resolved.config.run.threads)
+    try:
+        return _run(resolved, checked, processes)
+    finally:
+        stop_processes()
+
+
+def _run(resolved: Resolved[PretrainConfig], checked: Checked, processes: Processes) -> Outcome:
+    config = resolved.config
+    if processes.first:
+        settle_configuration(resolved)
+    material = gather_material(resolved, checked, {}, processes)
+    torch.manual_seed(config.run.seed)
+    model = MultiTaskModel(checked.backbone, material.tasks)
+    if not (Path(config.run.dir) / "latest").exists():
+        fitted = fit_missing_scales(config, material, model, processes)
+        if processes.first:
+            Console(stderr=True).print(f"fitted {fitted} scale factors", highlight=False)
+    outcome = train(resolved, checked, material, model, processes)
+    if outcome.status == "finished":
+        report_run(config, material, outcome, processes, prefer_best=False)
+    return outcome
