@@ -64,7 +64,8 @@ class Unit:
 def spell(text: str) -> str:
     """The one spelling of a unit's name that the tables here know; unknown names pass unchanged."""
     text = text.strip()
-    return _SPELLINGS.get(text.lower(), text)
+    known = {name.lower(): name for table in (ENERGY, LENGTH, PRESSURE) for name in table}
+    return (known | _SPELLINGS).get(text.lower(), text)
 
 
 def unit(text: str) -> Unit:

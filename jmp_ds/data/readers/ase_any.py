@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     collector = Collector()
     count = 0
     while True:
+        where = f"{path.name}#{count}"
         try:
-            atoms, results, facts = next(frames)
+            frame = next(frames)
         except StopIteration:
             break
         except UserError:
@@ -65,11 +67,12 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
         except Exception as error:
             # ASE raises whatever its parsers stumble over; the file is at fault, so the user is told which and where.
             raise UserError(f"{path}: structure {count} cannot be read: {type(error).__name__}: {error}") from error
-        if "_facts" in facts:
-            collector.facts.update(facts.pop("_facts"))
-        where = f"{path.name}#{count}"
+        count += 1
         try:
-            fields = fields_of(atoms, results, facts, options)
+            if isinstance(frame, BadRecord):
+                raise frame
+            collector.facts.update(frame.facts)
+            fields = fields_of(frame.atoms, frame.results, frame.info, options)
         except BadRecord as bad:
             collector.skip(bad, where)
         else:
@@ -77,7 +80,6 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
             if not fields["group"] and path.name.lower().endswith(_TRAJECTORY):
                 fields["group"] = path.name
             collector.add(where, **fields)
-        count += 1
         if collector.full:
             yield collector.take()
     yield collector.take()
@@ -210,14 +212,24 @@ def _find(key: str, *places: Mapping[str, Any]) -> Any:
     return next((place[key] for place in places if key in place and place[key] is not None), None)
 
 
-def _frames(path: Path) -> Iterator[tuple[Atoms, dict[str, Any], dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Frame:
+    """One structure as read: calculated properties, other values, and what the file says about itself."""
+
+    atoms: Atoms
+    results: dict[str, Any]
+    info: dict[str, Any]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def _frames(path: Path) -> Iterator[_Frame | BadRecord]:
     """Frames of a file that is not a database."""
     for atoms in iread(path, index=":"):
         results = dict(atoms.calc.results) if atoms.calc is not None else {}
-        yield atoms, results, dict(atoms.info)
+        yield _Frame(atoms, results, dict(atoms.info))
 
 
-def _rows(path: Path) -> Iterator[tuple[Atoms, dict[str, Any], dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[_Frame | BadRecord]:
     """Rows of an ASE database; values that its metadata gives units for are converted."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -231,14 +243,17 @@ def _rows(path: Path) -> Iterator[tuple[Atoms, dict[str, Any], dict[str, Any]]]:
         atoms = row.toatoms()
         atoms.set_cell(atoms.cell * LENGTH[spell(distance)], scale_atoms=False)
         atoms.positions *= LENGTH[spell(distance)]
-        data = decode_data(row.data)
+        try:
+            data = decode_data(row.data)
+        except BadRecord as bad:
+            yield bad
+            continue
         named = {key: np.asarray(value, float) * units[key].factor for key, value in data.items() if key in units}
         plain = {key: value for key, value in data.items() if key in named or key not in ABOUT.labels}
         results = dict(atoms.calc.results) if atoms.calc is not None else {}
-        facts = {**row.key_value_pairs, **plain, **named}
-        if "atomrefs" in metadata:
-            facts["_facts"] = {"atomrefs": _atomrefs_note(metadata["atomrefs"], named, atoms.numbers)}
-        yield atoms, results, facts
+        refs = metadata.get("atomrefs")
+        facts = {"atomrefs": _atomrefs_note(refs, named, atoms.numbers)} if refs else {}
+        yield _Frame(atoms, results, {**row.key_value_pairs, **plain, **named}, facts)
 
 
 def decode_data(data: Mapping[str, Any]) -> dict[str, Any]:

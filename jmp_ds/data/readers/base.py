@@ -149,12 +149,12 @@ def refuse_charged(facts: Mapping[str, Any], options: ReaderOptions) -> None:
     for key, value in facts.items():
         lowered = key.lower()
         kind = next((k for k, names in _CHARGE_KEYS.items() if lowered in names), None)
-        if kind is None or not isinstance(value, int | float | str):
+        if kind is None:
             continue
         try:
             number = float(value)
-        except ValueError:
-            continue
+        except (TypeError, ValueError):
+            continue  # per-atom charges, or a word: nothing to be judged
         if number not in _NEUTRAL[kind]:
             raise BadRecord("charge_or_spin", f"{key} = {value}; such structures are taken only if told to ignore it")
 
