@@ -208,10 +208,10 @@ class QuadrupletInteraction(EdgeUp):
         quads, quad = graph.quadruplets, tables.quadruplet
         middles, channels, width = quads.by_middle.count, quad.read.shape[1], y.shape[1]
         moments = segment_outer(quad.write, y, quads.by_middle).view(middles, channels, 2, width)
-        read = quad.read[..., None] * moments.index_select(0, quads.out_middle)
-        t = read.sum(2)
+        real, imaginary = moments.index_select(0, quads.out_middle).unbind(2)
+        t = torch.addcmul(quad.read[:, :, :1] * real, quad.read[:, :, 1:], imaginary)
         if y.shape[0]:
-            t = t - quad.same[..., None] * y.index_select(0, quads.same.index)[:, None]
+            t = torch.addcmul(t, quad.same[..., None], y.index_select(0, quads.same.index)[:, None], value=-1)
         per_edge = segment_outer(quad.zonal, t.flatten(1), quads.by_edge)
         return torch.bmm(quad.radial, per_edge.view(per_edge.shape[0], quad.radial.shape[2], width))
 
