@@ -80,12 +80,12 @@ def _frames(source: Path) -> Iterator[Atoms]:
     """All frames of a file, in order."""
     import ase.io
 
-    name = str(source)
-    if not source.exists() and not Path(name.rpartition("@")[0]).exists():
+    selects = not source.exists() and "@" in source.name
+    if not (Path(str(source).rpartition("@")[0]) if selects else source).is_file():
         raise UserError(f"{source}: no such file")
-    index: dict[str, Any] = {} if "@" in source.name else {"index": ":"}
+    index: dict[str, Any] = {} if selects else {"index": ":"}
     try:
-        yield from ase.io.iread(name, **index)
+        yield from ase.io.iread(str(source), **index)
     except UserError:
         raise
     except Exception as error:  # readers of many formats, each with exceptions of its own
