@@ -25,6 +25,10 @@ from jmp_ds.models.backbone import Backbone
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.scaling import scale_factors
 
+#: Relative tolerance of features and of gradients. For collinear bonds the published dihedral is |n1||n2|/1e-9, that is,
+#: rounding noise of 1e-16 divided by its clamp of 1e-9, where the model has exactly zero.
+TOLERANCE = {"smooth": (1e-11, 1e-10), "jmp": (1e-9, 1e-7)}
+
 SIZES = BackboneConfig(
     num_blocks=2,
     num_radial=9,
@@ -151,9 +155,10 @@ def test_random_batches(seed: int, dihedral: str, periodic: list[bool], dropout:
 
     ours, oracle = both_forms(model, structures, chosen, pos, dropout)
 
+    of_features, of_gradients = TOLERANCE[dihedral]
     for key, value in ours.items():
         if value.numel():
-            assert relative(value, oracle[key].detach()) <= 1e-11, key
+            assert relative(value, oracle[key].detach()) <= of_features, key
     parameters = dict(model.named_parameters())
     inputs = [*parameters.values(), pos]
     got, expected = (
@@ -164,9 +169,9 @@ def test_random_batches(seed: int, dihedral: str, periodic: list[bool], dropout:
     largest = max(float(g.abs().max()) for g in expected[:-1])
     for name, a, b in zip([*parameters, "pos"], got, expected, strict=True):
         if name != "pos":
-            assert float((a - b).abs().max()) <= 1e-10 * (float(b.abs().max()) + 1e-3 * largest), name
+            assert float((a - b).abs().max()) <= of_gradients * (float(b.abs().max()) + 1e-3 * largest), name
         elif smooth_here:
-            assert float((a - b).abs().max()) <= 1e-9 * (float(b.abs().max()) + 1e-3), name
+            assert float((a - b).abs().max()) <= 10 * of_gradients * (float(b.abs().max()) + 1e-3), name
 
 
 @pytest.mark.parametrize("dihedral", ["jmp", "smooth"])
