@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from jmp_ds.training.optimizer import (
     ParameterGroup,
     adamw,
     clip_by_value_before_step,
-    divide_gradients,
 )
 from jmp_ds.training.processes import Processes, recognise, threads_per_process
 
@@ -107,14 +106,12 @@ class EngineOptions:
         accumulation: micro-batches per optimizer step and process.
         clip_norm: limit of the global gradient norm, or None.
         clip_value: limit of every entry of the reduced gradient, or None; not together with `clip_norm`.
-        gradient_divisors: parameter name → divisor of its gradient (specification section 5.10).
     """
 
     ds_config: DeepSpeedConfig
     accumulation: int = 1
     clip_norm: float | None = None
     clip_value: float | None = None
-    gradient_divisors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and self.clip_value is not None:
@@ -158,7 +155,6 @@ class Engine:
         self.options = options
         self.processes = processes
         model.to(processes.device)
-        divide_gradients(model.named_parameters(), dict(options.gradient_divisors))
         self._optimizer = adamw(groups, optimizer, processes.device)
         if options.clip_value is not None:
             clip_by_value_before_step(self._optimizer, options.clip_value)

@@ -23,7 +23,7 @@ from jmp_ds.training.metrics_log import MetricsLog
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.progress import RunProgress
 from jmp_ds.training.randomness import preserved_random_state, random_state, seed_all, set_random_state
-from jmp_ds.training.run import Loader, LoopOptions, Position, Validation
+from jmp_ds.training.run import Loader, LoopOptions, Position, Validation, Window
 from jmp_ds.training.schedules import EarlyStopping, Schedule
 from jmp_ds.training.stopping import StopRequest
 
@@ -144,30 +144,30 @@ class Loop:
         reason = self.position.ended or "end of the run"
         return Outcome("finished", reason, self.position.step, self.position.consumed)
 
-    def _window(self, window: Sequence[Any], progress: RunProgress, log: MetricsLog) -> str | None:
+    def _window(self, window: Window, progress: RunProgress, log: MetricsLog) -> str | None:
         """One step; or, before it, the reason to stop that all processes agreed on."""
         counts: dict[str, float] = {}
-        for batch in window:
+        for batch in window.batches:
             for group, count in self._count_labels(batch).items():
                 counts[group] = counts.get(group, 0.0) + count
         groups = sorted(counts)
-        mine = [float(self.stop.requested), float(sum(b.num_structures for b in window)), *(counts[g] for g in groups)]
-        stop, structures, *totals = self._processes.sum(mine)
+        stop, *totals = self._processes.sum([float(self.stop.requested), *(counts[g] for g in groups)])
         if stop:
             self.stop.reached_boundary()
             return next(r for r in self._processes.gather(self.stop.reason) if r)
         total_counts = dict(zip(groups, totals, strict=True))
-        position, step = self._schedule_position(), (structures if self._by_structures else 1.0)
-        rates = self.schedule.rates(position, step / self.options.schedule_unit)
+        step = window.structures if self._by_structures else 1
+        rates = self.schedule.rates(self._schedule_position(), step / self.options.schedule_unit)
         self.engine.set_rates(rates)
-        result = self.engine.step([b.to(self._processes.device) for b in window], total_counts, self._loss_sums)
+        batches = [batch.to(self._processes.device) for batch in window.batches]
+        result = self.engine.step(batches, total_counts, self._loss_sums)
         self.position.step += 1
-        self.position.consumed += int(structures)
+        self.position.consumed += window.structures
         self._after_step(result, window, total_counts, log, progress)
         if self.position.step % self.options.log_every == 0:
             self._log_training(result, rates, log, progress)
         note = f"epoch {self.position.consumed / self.options.epoch:.2f}  lr {max(rates):.3g}"
-        progress.advance(self._done(), int(structures), note)
+        progress.advance(self._done(), window.structures, note)
         return None
 
     # ---------------------------------------------------------------------------------------- after a window
@@ -175,7 +175,7 @@ class Loop:
     def _after_step(
         self,
         result: StepResult,
-        window: Sequence[Any],
+        window: Window,
         counts: Mapping[str, float],
         log: MetricsLog,
         progress: RunProgress,
@@ -190,10 +190,14 @@ class Loop:
                 self._counts[group] = self._counts.get(group, 0.0) + counts[group]
             return
         self.position.bad_steps += 1
-        bad = [i for b, loss in zip(window, result.losses, strict=True) if not torch.isfinite(loss) for i in b.ids]
+        bad = [
+            i for b, loss in zip(window.batches, result.losses, strict=True) if not torch.isfinite(loss) for i in b.ids
+        ]
         everywhere = [i for part in self._processes.gather(bad) for i in part]
         what = "loss" if everywhere else "gradient"
-        ids = everywhere or [i for part in self._processes.gather([i for b in window for i in b.ids]) for i in part]
+        ids = everywhere or [
+            i for part in self._processes.gather([i for b in window.batches for i in b.ids]) for i in part
+        ]
         log.write("event", self.position.step, {"skipped": f"{what} is not finite", "ids": ids})
         shown = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
         progress.say(f"step {self.position.step} skipped: the {what} is not finite; structures: {shown}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jmp_ds.errors import UserError
 
@@ -139,29 +139,3 @@ def clip_by_value_before_step(optimizer: torch.optim.Optimizer, limit: float) ->
                     parameter.grad.clamp_(-limit, limit)
 
     optimizer.register_step_pre_hook(clamp)
-
-
-def divide_gradients(parameters: Iterable[tuple[str, nn.Parameter]], divisors: dict[str, float]) -> None:
-    """Divide the gradients of shared tensors (specification section 5.10), before they are accumulated or reduced.
-
-    Args:
-        parameters: `model.named_parameters()`.
-        divisors: parameter name → divisor.
-
-    Raises:
-        KeyError: a name that the model does not have.
-    """
-    by_name = dict(parameters)
-    for name, divisor in divisors.items():
-        if name not in by_name:
-            raise KeyError(f"gradient division: the model has no parameter {name}")
-        by_name[name].register_hook(_divider(divisor))
-
-
-def _divider(divisor: float) -> Any:
-    """A tensor hook that divides."""
-
-    def divide(gradient: Tensor) -> Tensor:
-        return gradient / divisor
-
-    return divide

@@ -11,10 +11,22 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 
-class Loader(Protocol):
-    """Yields windows: for every optimizer step this process's `accumulation` micro-batches."""
+class Window(Protocol):
+    """What one optimizer step consumes (`jmp_ds.data.loading.Step`)."""
 
-    def __iter__(self) -> Iterator[Sequence[Any]]:
+    @property
+    def batches(self) -> Sequence[Any]:
+        """This process's `accumulation` micro-batches; some may be empty."""
+
+    @property
+    def structures(self) -> int:
+        """Structures of all processes."""
+
+
+class Loader(Protocol):
+    """Yields windows (`jmp_ds.data.loading.TrainLoader`)."""
+
+    def __iter__(self) -> Iterator[Window]:
         """Windows from the position on; equally many on every process."""
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +29,20 @@ def structures(window: list[list[list[int]]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    out = tmp_path_factory.mktemp("gradients")
-    run(2, "training_cells:gradients", {"out": str(out), "stages": STAGES})
-    return torch.load(out / "gradients.pt")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cells")
+    run(2, "training_cells:cells", {"out": str(out), "stages": STAGES})
+    return out
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("training")
-    run(2, "training_cells:training", {"out": str(out), "stages": STAGES})
-    return [torch.load(out / f"training_{rank}.pt") for rank in (0, 1)]
+def gradients(cells: Path) -> dict[str, dict[str, Tensor]]:
+    return torch.load(cells / "gradients.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(cells: Path) -> list[dict[str, Any]]:
+    return [torch.load(cells / f"training_{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -30,10 +30,15 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    out = tmp_path_factory.mktemp("resumed")
-    run(2, "training_loops:resumed", {"out": str(out), "stages": STAGES, "interruptions": INTERRUPTIONS})
-    return out, [torch.load(out / f"resumed_{rank}.pt", weights_only=False) for rank in (0, 1)]
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("loops")
+    run(2, "training_loops:loops", {"out": str(out), "stages": STAGES, "interruptions": INTERRUPTIONS})
+    return out
+
+
+@pytest.fixture(scope="module")
+def resumed(loops: Path) -> tuple[Path, list[dict[str, Any]]]:
+    return loops, [torch.load(loops / f"resumed_{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -93,42 +98,50 @@ def test_run_folder(resumed: tuple) -> None:
     assert best["metrics"]["energy_mae"] == min(line["energy_mae"] for line in validated)
 
 
-def test_divergence_and_early_stopping(tmp_path: Path) -> None:
-    run(2, "training_loops:ends", {"out": str(tmp_path)})
-    ends = json.loads((tmp_path / "ends.json").read_text())
-    assert "3 steps in a row had a loss that is not finite" in ends["message"]
-    assert "toy-" in ends["message"]
-    events = [line for line in read_metrics(tmp_path / "diverged") if line["kind"] == "event"]
+def test_divergence(loops: Path) -> None:
+    message = json.loads((loops / "ends.json").read_text())["message"]
+    assert "3 steps in a row had a loss that is not finite" in message
+    assert "toy-" in message
+    events = [line for line in read_metrics(loops / "diverged") if line["kind"] == "event"]
     assert len(events) == 3
     assert all(i.startswith("toy-") for e in events for i in e["ids"])
-    outcome = read_outcome(tmp_path / "diverged")
+    outcome = read_outcome(loops / "diverged")
     assert outcome is not None
     assert outcome.status == "failed"
-    first, second = ends["early"]
+
+
+def test_early_stopping_stays_stopped(loops: Path) -> None:
+    first, second = json.loads((loops / "ends.json").read_text())["early"]
     assert first[1] == "finished"
     assert "no improvement in 2 validations" in first[2]
     assert first == second
 
 
-@pytest.mark.parametrize("phase", ["write", "commit"])
-def test_killed_while_writing_a_checkpoint(tmp_path: Path, phase: str) -> None:
-    ((code, output),) = finish(launch(1, "training_loops:killed", {"out": str(tmp_path / "run"), "phase": phase}))
-    assert code == -signal.SIGKILL, output
-    outcome = read_outcome(tmp_path / "run")
-    assert outcome is not None
-    assert outcome.status == "running", "a killed run must not look ended"
-    assert list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
-    run(1, "training_loops:killed", {"out": str(tmp_path / "run"), "phase": "none"})
-    run(1, "training_loops:killed", {"out": str(tmp_path / "straight"), "phase": "none"})
-    ours, straight = (torch.load(tmp_path / n / "everything.pt") for n in ("run", "straight"))
-    assert all(same(ours[part], straight[part]) for part in straight)
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
-
-
-def test_damaged_checkpoints_are_passed_over_together(tmp_path: Path) -> None:
-    run(2, "training_loops:damaged", {"out": str(tmp_path)})
-    result = json.loads((tmp_path / "damaged.json").read_text())
+def test_damaged_checkpoints_are_passed_over_together(loops: Path) -> None:
+    result = json.loads((loops / "damaged.json").read_text())
     names = result["names"]
     for loaded in result["loaded"]:
         assert loaded[:4] == [names[-1], names[-2], names[-3], names[-4]]
         assert "none of the checkpoints" in loaded[4]
+
+
+def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
+    phases = ("write", "commit")
+
+    def start(name: str, phase: str) -> Any:
+        return launch(1, "training_loops:killed", {"out": str(tmp_path / name), "phase": phase})[0]
+
+    for code, output in finish([start(phase, phase) for phase in phases]):
+        assert code == -signal.SIGKILL, output
+    for phase in phases:
+        outcome = read_outcome(tmp_path / phase)
+        assert outcome is not None
+        assert outcome.status == "running", "a killed run must not look ended"
+        assert list((tmp_path / phase / "checkpoints").glob("*.tmp"))
+    for code, output in finish([start(name, "none") for name in (*phases, "straight")]):
+        assert code == 0, output
+    straight = torch.load(tmp_path / "straight" / "everything.pt")
+    for phase in phases:
+        ours = torch.load(tmp_path / phase / "everything.pt")
+        assert all(same(ours[part], straight[part]) for part in straight)
+        assert not list((tmp_path / phase / "checkpoints").glob("*.tmp"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from training_toy import ToyModel, batch, count_labels, loss_sums
+from training_toy import ToyModel, batch, loss_sums, total_counts
 
 from jmp_ds.training.ds_config import load_ds_config
 from jmp_ds.training.ema import Ema
@@ -28,23 +28,20 @@ WINDOWS: dict[str, list[list[list[int]]]] = {
 RATES = LayerwiseRates(embedding=0.3, blocks=(0.5, 0.7), rest=1.0)
 
 
-def make_engine(
-    processes: Processes, stage: int = 1, lr: float = 0.0, rates: LayerwiseRates | None = RATES, **options: Any
-) -> Engine:
+def make_engine(processes: Processes, stage: int = 1, lr: float = 0.0, **options: Any) -> Engine:
     model = options.pop("model", None) or ToyModel()
     config = load_ds_config({"zero_optimization": {"stage": stage}, **options.pop("ds", {})})
-    groups = parameter_groups(model.named_parameters(), rates)
+    groups = parameter_groups(model.named_parameters(), RATES)
     optimizer = OptimizerOptions(lr=lr, weight_decay=0.1)
     return Engine(model, groups, optimizer, EngineOptions(ds_config=config, **options), processes)
 
 
 def counts_of(window: list[list[list[int]]]) -> dict[str, int]:
-    counts = [count_labels(batch(numbers)) for rank in window for numbers in rank]
-    return {g: sum(c[g] for c in counts) for g in ("energy", "forces")}
+    return total_counts([batch(numbers) for rank in window for numbers in rank])
 
 
 def used_gradients(
-    engine: Engine, window: list[list[list[int]]], rates: LayerwiseRates | None = RATES
+    engine: Engine, mine: list[Any], counts: dict[str, int], losses: Any = loss_sums
 ) -> dict[str, Tensor]:
     """The gradient that the optimizer is handed in one step, per parameter; put together from the partitions."""
     seen: list[Tensor] = []
@@ -53,10 +50,9 @@ def used_gradients(
         seen.extend(p.grad.detach().clone() for g in optimizer.param_groups for p in g["params"])
 
     handle = engine._optimizer.register_step_pre_hook(remember)
-    mine = [batch(numbers) for numbers in window[engine.processes.rank % len(window)]]
-    engine.step(mine, counts_of(window), loss_sums)
+    engine.step(mine, counts, losses)
     handle.remove()
-    groups = parameter_groups(engine.module.named_parameters(), rates)
+    groups = parameter_groups(engine.module.named_parameters(), RATES)
     if engine.stage == 0:
         names = [name for g in groups for name in g.names]
         return dict(zip(names, seen, strict=True))
@@ -71,33 +67,50 @@ def used_gradients(
     return result
 
 
-def gradients(out: str, stages: list[int]) -> None:
-    """Gradients of every window at every stage, with clipping by norm and by value, and with divided ones."""
+def window_gradients(engine: Engine, window: list[list[list[int]]]) -> dict[str, Tensor]:
+    mine = [batch(numbers) for numbers in window[engine.processes.rank]]
+    return used_gradients(engine, mine, counts_of(window))
+
+
+def divided_model() -> ToyModel:
+    """As the real model does with its shared tensors: the hook comes before anything DeepSpeed sees."""
+    model = ToyModel()
+    model.bases["rbf"].weight.register_hook(lambda gradient: gradient / 4.0)
+    return model
+
+
+def cells(out: str, stages: list[int]) -> None:
+    """Both parts below, in one start of the processes."""
     processes = start_processes("cpu", 1)
+    gradients(processes, out, stages)
+    training(processes, out, stages)
+    stop_processes()
+
+
+def gradients(processes: Processes, out: str, stages: list[int]) -> None:
+    """Gradients of every window at every stage, with clipping by norm and by value, and with divided ones."""
     results: dict[str, Any] = {}
     for stage in stages:
         for accumulation in (1, 2):
             engine = make_engine(processes, stage, accumulation=accumulation)
             for name, window in WINDOWS.items():
                 if len(window[0]) == accumulation:
-                    results[f"{stage}/{name}"] = used_gradients(engine, window)
+                    results[f"{stage}/{name}"] = window_gradients(engine, window)
         for name, options in {
             "norm": {"clip_norm": 0.5},
             "value": {"clip_value": 0.05},
-            "divided": {"gradient_divisors": {"bases.rbf.weight": 4.0}},
-            "divided_accumulated": {"gradient_divisors": {"bases.rbf.weight": 4.0}, "accumulation": 2},
+            "divided": {"model": divided_model()},
+            "divided_accumulated": {"model": divided_model(), "accumulation": 2},
         }.items():
             engine = make_engine(processes, stage, **options)
             window = WINDOWS["accumulated" if "accumulated" in name else "unequal"]
-            results[f"{stage}/{name}"] = used_gradients(engine, window)
+            results[f"{stage}/{name}"] = window_gradients(engine, window)
     if processes.first:
         torch.save(results, Path(out) / "gradients.pt")
-    stop_processes()
 
 
-def training(out: str, stages: list[int]) -> None:
+def training(processes: Processes, out: str, stages: list[int]) -> None:
     """Some real steps: weights, averaged weights, what the model sees of them, and a step with a bad number."""
-    processes = start_processes("cpu", 1)
     results: dict[str, Any] = {}
     window = WINDOWS["unequal"]
     for stage in stages:
@@ -136,4 +149,3 @@ def training(out: str, stages: list[int]) -> None:
             "after_changed": not all(torch.equal(weights[k], v) for k, v in engine.module.state_dict().items()),
         }
     torch.save(results, Path(out) / f"training_{processes.rank}.pt")
-    stop_processes()

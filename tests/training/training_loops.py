@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, Sched
 EPOCH, EPOCHS, ACCUMULATION = 23, 3, 2
 
 
+@dataclass(frozen=True)
+class ToyStep:
+    batches: list[ToyBatch]
+    structures: int
+
+
 class ToyLoader:
     """Permuted epochs, cut into windows of varying size that are dealt out to processes and micro-batches."""
 
@@ -34,7 +41,7 @@ class ToyLoader:
     def state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}
 
-    def __iter__(self) -> Iterator[list[ToyBatch]]:
+    def __iter__(self) -> Iterator[ToyStep]:
         while True:
             order = torch.randperm(EPOCH, generator=torch.Generator().manual_seed(self.epoch)).tolist()
             numbers = order[self.position : self.position + 3 + self.position % 4]
@@ -46,7 +53,7 @@ class ToyLoader:
             window = [batch(m) for m in mine]
             if self.poisoned:
                 window = [type(b)(**{**vars(b), "energy": b.energy * float("nan")}) for b in window]
-            yield window
+            yield ToyStep(window, len(numbers))
 
 
 class ToyMetrics:
@@ -132,9 +139,17 @@ def everything(loop: Loop) -> dict[str, Any]:
     }
 
 
-def resumed(out: str, stages: list[int], interruptions: list[int]) -> None:
-    """An undisturbed run, and one that is interrupted again and again; each start has a new model and engine."""
+def loops(out: str, stages: list[int], interruptions: list[int]) -> None:
+    """The parts below that end well, in one start of the processes."""
     processes = start_processes("cpu", 1)
+    resumed(processes, out, stages, interruptions)
+    ends(processes, out)
+    damaged(processes, out)
+    stop_processes()
+
+
+def resumed(processes: Processes, out: str, stages: list[int], interruptions: list[int]) -> None:
+    """An undisturbed run, and one that is interrupted again and again; each start has a new model and engine."""
     results: dict[str, Any] = {}
     for stage in stages:
         straight = make_loop(processes, Path(out) / f"straight_{stage}", stage)
@@ -150,12 +165,10 @@ def resumed(out: str, stages: list[int], interruptions: list[int]) -> None:
         results[f"{stage}/broken"] = everything(loop)
         results[f"{stage}/outcomes"] = outcomes
     torch.save(results, Path(out) / f"resumed_{processes.rank}.pt")
-    stop_processes()
 
 
-def ends(out: str) -> None:
+def ends(processes: Processes, out: str) -> None:
     """Runs that end before their length: divergence, early stopping (twice: the second start must not go on)."""
-    processes = start_processes("cpu", 1)
     diverged = make_loop(processes, Path(out) / "diverged", poisoned=True)
     try:
         diverged.run()
@@ -169,7 +182,6 @@ def ends(out: str) -> None:
         steps.append((outcome.step, outcome.status, outcome.reason))
     if processes.first:
         (Path(out) / "ends.json").write_text(json.dumps({"message": message, "early": steps}))
-    stop_processes()
 
 
 def killed(out: str, phase: str) -> None:
@@ -199,9 +211,8 @@ def killed(out: str, phase: str) -> None:
     stop_processes()
 
 
-def damaged(out: str) -> None:
+def damaged(processes: Processes, out: str) -> None:
     """Checkpoints of a finished run, damaged in several ways: what is loaded then, on all processes."""
-    processes = start_processes("cpu", 1)
     folder = Path(out) / "run"
     make_loop(processes, folder, keep=100).run()
     names = sorted((p.name for p in (folder / "checkpoints").iterdir()), key=lambda n: int(n.split("_")[1]))
@@ -242,4 +253,3 @@ def damaged(out: str) -> None:
     said = processes.gather(loaded)
     if processes.first:
         (Path(out) / "damaged.json").write_text(json.dumps({"names": names, "loaded": said}))
-    stop_processes()
