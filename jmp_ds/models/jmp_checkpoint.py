@@ -72,7 +72,8 @@ def import_state(
         elif name and not (_ALIAS in key and weights == "ema"):
             # the second name comes later and wins, as it does when the published code loads a state
             source = raw if weights == "published" and _is_output_layer(key) else chosen
-            state[name] = source[key].detach().to(torch.float32)
+            tensor = source[key].detach()
+            state[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     _check(state, expected, unmatched)
     zero = tuple(name for name, x in state.items() if name.endswith(_SCALE) and float(x) == 0.0)
     state |= {name: torch.ones(()) for name in zero}
