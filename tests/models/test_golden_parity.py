@@ -29,8 +29,6 @@ from jmp_ds.tasks.model import MultiTaskModel
 #: Exactly straight chains: there the published dihedral meets its clamp |n1 × n2| >= 1e-9, whose derivative with respect to
 #: positions is an artefact (44 eV/Å-like numbers where symmetry demands zero, golden/README). Everything else is compared.
 STRAIGHT = {"propyne_collinear"}
-#: In rutile the recorded derivative cancels terms of 1e7 … 1e9 (specification 11.11).
-POSITION_TOLERANCE = {"tio2_rutile": 1e-8}
 
 
 def pretraining(name: str, dtype: torch.dtype = torch.float64) -> tuple[MultiTaskModel, dict[str, np.ndarray]]:
@@ -95,7 +93,7 @@ def test_energies_forces_and_gradients_in_float64(name: str) -> None:
     derivative = torch.autograd.grad(energies.sum(), pos)[0]
     assert torch.isfinite(derivative).all()
     if name not in STRAIGHT:
-        assert relative(derivative, z["dEsum_dpos"]) <= POSITION_TOLERANCE.get(name, 1e-9)
+        assert relative(derivative, z["dEsum_dpos"]) <= 1e-9
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
