@@ -1,0 +1,157 @@
+"""Worker processes that build whole batches, in the order asked for."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from jmp_ds.data.sources import Source, sample_id
+from jmp_ds.data.transport import Parcel, pack, unpack
+from jmp_ds.graphs.assemble import assemble
+from jmp_ds.graphs.batch import Batch
+from jmp_ds.graphs.neighbors import EdgeDropout
+from jmp_ds.graphs.settings import GraphSettings
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended while batches were expected from it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One micro-batch to build.
+
+    Attributes:
+        epoch: for the bits of edge dropout.
+        samples: (number of the source, index in its store, repetition) of each structure.
+    """
+
+    epoch: int
+    samples: tuple[tuple[int, int, int], ...]
+
+
+class BatchBuilder:
+    """Builds batches from work orders; a value that travels to worker processes."""
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        tasks: Iterable[tuple[str, GraphSettings]],
+        *,
+        edge_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed."""
+        self._tasks = tuple(tasks)
+        numbers = {name: i for i, (name, _) in enumerate(self._tasks)}
+        # Index arrays stay behind: workers are given indices in the store.
+        self._origins = tuple((numbers[s.task], s.task, s.store, frozenset(s.labels)) for s in sources)
+        self._edge_dropout = edge_dropout
+        self._seed = seed
+
+    def __call__(self, work: Work) -> Batch:
+        """The batch of one work order; the same wherever and whenever it is built."""
+        structures, task_of, dropout = [], [], []
+        labels: list[Mapping[str, np.ndarray]] = []
+        for number, index, repetition in work.samples:
+            task, name, store, wanted = self._origins[number]
+            record = store[index]
+            structures.append(record.structure())
+            task_of.append(task)
+            labels.append({k: v for k, v in record.labels.items() if k in wanted})
+            sample = sample_id(name, store.summary.fingerprint, index, repetition)
+            dropout.append(
+                EdgeDropout(probability=self._edge_dropout, seed=self._seed, epoch=work.epoch, sample=sample)
+                if self._edge_dropout
+                else None
+            )
+        return assemble(structures, task_of, self._tasks, labels, dropout)
+
+
+def built(
+    builder: BatchBuilder, orders: Iterable[Work], *, workers: int, prefetch: int, start_method: StartMethod
+) -> Iterator[Batch]:
+    """Batches of the orders, in order, built here (0 workers) or by worker processes.
+
+    Workers live as long as the iterator; each is at most `prefetch` orders ahead. `orders` is read ahead by
+    workers · prefetch. The number of workers changes nothing but the speed.
+
+    Raises:
+        WorkerDied: a worker was killed.
+    """
+    if workers == 0:
+        yield from map(builder, orders)
+        return
+    loader: DataLoader[Any] = DataLoader(
+        _Orders(builder),
+        sampler=orders,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_it_is,
+        worker_init_fn=_become_worker,
+        multiprocessing_context=start_method,
+        # Its own random state: otherwise it would take numbers from the program's, and a resumed run would differ.
+        generator=torch.Generator(),
+    )
+    parcels: Any = iter(loader)
+    # Left to the garbage collector, workers would live on as long as the traceback of some error refers to them.
+    end_workers = parcels._shutdown_workers
+    atexit.register(end_workers)
+    try:
+        while (parcel := _next(parcels)) is not None:
+            yield unpack(parcel)
+    finally:
+        end_workers()
+        atexit.unregister(end_workers)
+
+
+def _next(parcels: Iterator[Parcel]) -> Parcel | None:
+    """The next parcel, None at the end; the death of a worker is told in words of this program."""
+    try:
+        return next(parcels, None)
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and ("exited" in str(error) or "killed" in str(error)):
+            raise WorkerDied(
+                f"a data worker process died ({error}); often memory ran out: use fewer workers, smaller batches, "
+                "or more shared memory (/dev/shm)"
+            ) from error
+        raise
+
+
+class _Orders(Dataset[Parcel]):
+    """What a worker does with an order."""
+
+    def __init__(self, builder: BatchBuilder) -> None:
+        self._builder = builder
+
+    def __getitem__(self, work: Work) -> Parcel:
+        return pack(self._builder(work))
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel
+
+
+def _become_worker(number: int) -> None:
+    """One thread, and steady under signals sent to the whole group of processes: the trainer decides when to stop, and
+    tells its workers. A worker that is not told for a minute after such a signal ends by itself.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_in_a_minute)
+
+
+def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(60)
