@@ -1,0 +1,96 @@
+"""What lies where in a store's folder, and the marker that says it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from jmp_ds.errors import UserError
+
+FORMAT_VERSION = 1
+MARKER = "complete.json"
+
+
+class StoreIncomplete(UserError):
+    """The store was cut off while it was written, or has lost or damaged files since."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard file as it was when the store was completed."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the completion marker says.
+
+    Attributes:
+        length: number of structures.
+        atoms: number of atoms over all structures.
+        elements: atomic numbers that occur, ascending.
+        labels: by name, how many structures carry the label.
+        shards: the shard files in order.
+        fingerprint: hash of all shards; another one means other contents.
+    """
+
+    length: int
+    atoms: int
+    elements: tuple[int, ...]
+    labels: dict[str, int]
+    shards: tuple[Shard, ...]
+    fingerprint: str
+
+
+def group_hash(group: str) -> int:
+    """64-bit hash of a group key; 0 for no group. Two groups that collide would merely stay together in a split."""
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little") | 1 if group else 0
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a folder holds a store, complete or not."""
+    path = Path(path)
+    return (path / MARKER).is_file() or (path / shard_name(0)).is_file() or (path / "metadata.json").is_file()
+
+
+def key_of(i: int) -> bytes:
+    """Key of record i within its shard; big-endian, so that keys sort as numbers do."""
+    return struct.pack(">Q", i)
+
+
+def shard_name(i: int) -> str:
+    """File name of shard i."""
+    return f"shard-{i:05d}.lmdb"
+
+
+def read_marker(path: Path) -> Summary:
+    """The completion marker, compared with the files that are there."""
+    if not (path / MARKER).is_file():
+        if is_store(path):
+            found = len(list(path.glob("shard-*.lmdb")))
+            raise StoreIncomplete(
+                f"store {path} was cut off while it was written ({found} shards, no {MARKER}); write it again"
+            )
+        raise UserError(f"store {path}: there is no store here; make one with `jmp-ds data convert` or `data demo`")
+    values = json.loads((path / MARKER).read_text())
+    version = values.pop("format")
+    if version != FORMAT_VERSION:
+        raise UserError(f"store {path} has format {version}, this program reads format {FORMAT_VERSION}; convert again")
+    shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+    for shard in shards:
+        file = path / shard.name
+        if not file.is_file():
+            raise StoreIncomplete(f"store {path}: {shard.name} is missing; copy or convert the store again")
+        if file.stat().st_size != shard.bytes:
+            raise StoreIncomplete(
+                f"store {path}: {shard.name} has {file.stat().st_size} bytes instead of {shard.bytes}; "
+                "copy or convert the store again"
+            )
+    return Summary(**{**values, "elements": tuple(values["elements"])}, shards=shards)
