@@ -28,10 +28,10 @@ from jmp_ds.data.codec import decode
 from jmp_ds.data.environments import read_only
 from jmp_ds.data.layout import Shard, StoreIncomplete, Summary, group_hash, is_store, key_of, read_marker
 from jmp_ds.data.record import Record
-from jmp_ds.data.writer import StoreWriter
+from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
 
-__all__ = ["Shard", "Store", "StoreIncomplete", "StoreWriter", "Summary", "group_hash", "is_store"]
+__all__ = ["SHARD_SIZE", "Shard", "Store", "StoreIncomplete", "StoreWriter", "Summary", "group_hash", "is_store"]
 
 
 class Store:
