@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jmp_ds import __version__
 from jmp_ds.errors import UserError
 from jmp_ds.models.bases import Bases
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
-from jmp_ds.version import __version__
 
 FORMAT = "jmp-ds bundle"
 VERSION = 1
