@@ -84,8 +84,8 @@ def test_missing_labels_contribute_nothing(make_batch) -> None:
     sums = loss_sums(out, batch, TASKS)
     assert count_labels(batch, TASKS) == {"energy": 1, "forces": 1, "gap": 0}  # weight 0 is not trained
     e, f = out["a"]["energy"], out["a"]["forces"]
-    assert float(sums["energy"]) == pytest.approx(2.0 * abs(float(e[0].detach()) - 1.0))
-    assert float(sums["forces"]) == pytest.approx(3.0 * float((f[2:5].detach() - 1 + 1e-6).norm(dim=1).mean()))
+    assert float(sums["energy"].detach()) == pytest.approx(2.0 * abs(float(e[0].detach()) - 1.0))
+    assert float(sums["forces"].detach()) == pytest.approx(3.0 * float((f[2:5].detach() - 1 + 1e-6).norm(dim=1).mean()))
     assert float(sums["gap"]) == 0.0
     sum(sums.values()).backward()
     assert torch.count_nonzero(e.grad) == 1
