@@ -19,6 +19,8 @@ def scaled_silu(x: Tensor) -> Tensor:
 
 def he_orthogonal_(weight: Tensor) -> Tensor:
     """Semi-orthogonal start, standardised per output and divided by sqrt(fan_in), in place (specification section 2)."""
+    if weight.is_meta:
+        return weight  # there is nothing to fill
     with torch.no_grad():
         nn.init.orthogonal_(weight)
         dims = (0, 1) if weight.dim() == 3 else (1,)
