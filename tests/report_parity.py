@@ -1,4 +1,4 @@
-"""The table of docs/parity.md: `PYTHONPATH=tests:tests/models python tests/report_parity.py`. Worst relative errors against the recorded numbers."""
+"""The tables of docs/parity.md: worst relative errors against the recorded numbers. The command is in that file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import torch
-
 from golden_systems import INDEX, SYSTEMS, finetune_task, given_batch, our_state, recorded, relative
 from test_golden_parity import all_heads, gradient_errors, gradients_of, intermediates, pretraining, recorded_loss
 
