@@ -88,6 +88,9 @@ class Checkpoints:
             records = self._finish_files(aside)
         except (OSError, RuntimeError) as error:  # torch tells a full disk as RuntimeError
             problem = f"process {self._processes.rank}: {error}"
+        if self._processes.first:
+            for script in self.folder.glob("zero_to_*.py"):
+                script.unlink()  # DeepSpeed's converters, which know nothing of manifests
         self._raise_together(problem, aside)
         files = {name: record for part in self._processes.gather(records) for name, record in part.items()}
         try:
@@ -120,8 +123,6 @@ class Checkpoints:
         self, aside: Path, final: Path, step: int, shared: dict[str, Any], files: dict[str, dict[str, Any]]
     ) -> None:
         """Make the written folder a checkpoint, then forget old ones."""
-        for script in self.folder.glob("zero_to_*.py"):
-            script.unlink()  # DeepSpeed's converters, which know nothing of manifests
         manifest = {
             "format": FORMAT,
             "step": step,

@@ -125,6 +125,18 @@ def test_damaged_checkpoints_are_passed_over_together(loops: Path) -> None:
         assert "none of the checkpoints" in loaded[4]
 
 
+def test_full_disk_ends_the_run_on_all_and_leaves_the_older_checkpoint(loops: Path) -> None:
+    for rank in (0, 1):
+        said = json.loads((loops / f"unwritable_{rank}.json").read_text())
+        assert len(said) == 4
+        for message, left in (said[:2], said[2:]):
+            assert "could not be written: process 1: no space left on device" in message
+            assert left == "step_0"
+    outcome = read_outcome(loops / "unwritable")
+    assert outcome is not None
+    assert outcome.status == "failed"
+
+
 def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
     phases = ("write", "commit")
 

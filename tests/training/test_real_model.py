@@ -13,14 +13,14 @@ from training_spawn import run
 from jmp_ds.training.metrics_log import read_metrics
 
 STAGES = [1, 2]
-INTERRUPTIONS = [1, 4]
+INTERRUPTIONS = [1, 6]  # steps of the first and second epoch, of four each
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     out = tmp_path_factory.mktemp("real")
     arguments = {"out": str(out), "stages": STAGES, "interruptions": INTERRUPTIONS}
-    run(2, "training_real:everything_real", arguments, timeout=300.0)
+    run(2, "training_real:everything_real", arguments)
     return out, [torch.load(out / f"real_{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -144,6 +144,7 @@ def loops(out: str, stages: list[int], interruptions: list[int]) -> None:
     processes = start_processes("cpu", 1)
     resumed(processes, out, stages, interruptions)
     ends(processes, out)
+    unwritable(processes, out)
     damaged(processes, out)
     stop_processes()
 
@@ -182,6 +183,36 @@ def ends(processes: Processes, out: str) -> None:
         steps.append((outcome.step, outcome.status, outcome.reason))
     if processes.first:
         (Path(out) / "ends.json").write_text(json.dumps({"message": message, "early": steps}))
+
+
+def unwritable(processes: Processes, out: str) -> None:
+    """The disk is full for the last process, in DeepSpeed's part of a checkpoint and in ours."""
+    said = []
+    for failing in ("zero_pp_rank", "process_"):
+        loop = make_loop(processes, Path(out) / "unwritable", checkpoint_every=EPOCH)
+        loop.position.loader = loop._make_loader(None).state()
+        loop._save()
+        original = torch.save
+
+        def full(
+            value: Any, path: Any, *rest: Any, failing: str = failing, original: Any = original, **more: Any
+        ) -> None:
+            if failing in str(path) and processes.rank == processes.world - 1:
+                raise RuntimeError("no space left on device")
+            original(value, path, *rest, **more)
+
+        torch.save = full
+        try:
+            loop.run()
+        except OSError as error:
+            said.append(str(error))
+        finally:
+            torch.save = original
+        processes.barrier()
+        left = sorted(p.name for p in (Path(out) / "unwritable" / "checkpoints").iterdir())
+        said.append(" ".join(left))
+        processes.barrier()
+    (Path(out) / f"unwritable_{processes.rank}.json").write_text(json.dumps(said))
 
 
 def killed(out: str, phase: str) -> None:

@@ -164,7 +164,7 @@ def sources(out: Path) -> list[Source]:
 def make_loop(processes: Processes, out: Path, run_dir: Path, interrupt: int | None) -> Loop:
     """Three epochs, two workers, edge dropout, accumulation 2; the last process signals itself amid step `interrupt`."""
     engine = make_engine(processes, 1, lr=3e-3, accumulation=2, clip_norm=1.0, model=model())
-    data, rule = sources(out), EdgeBudget(250)
+    data, rule = sources(out), EdgeBudget(60)
     how = Loading(processes.rank, processes.world, 2, workers=2)
     calls = 0
 

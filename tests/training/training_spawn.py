@@ -34,7 +34,7 @@ def launch(world: int, target: str, arguments: dict[str, Any], environment: dict
     return started
 
 
-def finish(started: list[Any], timeout: float = 120.0) -> list[tuple[int, str]]:
+def finish(started: list[Any], timeout: float = 300.0) -> list[tuple[int, str]]:
     """Exit codes and output of all; those still there after the time limit are ended."""
     results = []
     try:
@@ -49,7 +49,7 @@ def finish(started: list[Any], timeout: float = 120.0) -> list[tuple[int, str]]:
     return results
 
 
-def run(world: int, target: str, arguments: dict[str, Any], timeout: float = 120.0) -> None:
+def run(world: int, target: str, arguments: dict[str, Any], timeout: float = 300.0) -> None:
     """Run to the end; a failure shows the output of the processes."""
     results = finish(launch(world, target, arguments), timeout)
     for rank, (code, output) in enumerate(results):
