@@ -20,11 +20,12 @@ from rich.table import Table
 
 from jmp_ds.data.checks import UnitCheck, UnitVerdict
 from jmp_ds.data.files import write_json
+from jmp_ds.data.layout import is_store
 from jmp_ds.data.provenance import provenance
 from jmp_ds.data.readers import reader
 from jmp_ds.data.readers.base import Block, Reader, ReaderOptions, Skip
 from jmp_ds.data.record import Record
-from jmp_ds.data.store import SHARD_SIZE, StoreWriter, is_store
+from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
 
 #: A conversion of which nothing at all is good after this many structures is stopped.

@@ -42,7 +42,6 @@ REASONS = {
     "charge_or_spin": "the structure carries a charge or a spin, which the model cannot see",
     "missing_label": "a label that was asked for is absent",
     "disordered": "a site is shared by several elements, or partly empty",
-    "not_converged": "the source says that the calculation did not converge",
     "unreadable": "the source's text could not be understood",
 }
 

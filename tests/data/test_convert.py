@@ -20,9 +20,10 @@ from ase.io import write
 from rich.console import Console
 
 from jmp_ds.data.convert import ConversionReport, ConvertOptions, convert
+from jmp_ds.data.layout import StoreIncomplete, is_store
 from jmp_ds.data.readers import READERS, reader
 from jmp_ds.data.readers.base import ReaderOptions
-from jmp_ds.data.store import Store, StoreIncomplete, is_store
+from jmp_ds.data.store import Store
 from jmp_ds.data.units import LabelSpec
 from jmp_ds.errors import UserError
 

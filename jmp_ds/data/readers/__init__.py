@@ -26,6 +26,7 @@ READERS = {
     "qm9": "qm9",
     "qm7": "qm7",
     "qdf": "qdf",
+    "transition1x": "transition1x",
     "md17": "md17",
     "rmd17": "rmd17",
     "md22": "md22",

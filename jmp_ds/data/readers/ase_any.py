@@ -224,7 +224,7 @@ class _Frame:
 
 def _frames(path: Path) -> Iterator[_Frame | BadRecord]:
     """Frames of a file that is not a database."""
-    for atoms in iread(path, index=":"):
+    for atoms in iread(path, index=":", do_not_split_by_at_sign=True):
         results = dict(atoms.calc.results) if atoms.calc is not None else {}
         yield _Frame(atoms, results, dict(atoms.info))
 

@@ -11,7 +11,7 @@ from jmp_ds.data.record import BadRecord, Record, make_record
 from jmp_ds.data.units import LabelSpec
 
 #: Structures per block.
-BLOCK_SIZE = 256
+BLOCK_SIZE = 1000
 
 #: Spin given as multiplicity; 0 is what some sources write for "not given".
 _NEUTRAL = {"charge": (0,), "spin": (0, 1)}

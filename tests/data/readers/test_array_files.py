@@ -163,6 +163,37 @@ def test_ani2x_names_molecules_by_composition(tmp_path: Path, read: Any) -> None
     np.testing.assert_allclose(found[0].labels["forces"][0, 2], HARTREE, rtol=1e-7)
 
 
+def test_qm7x_release_names_molecules(tmp_path: Path, read: Any) -> None:
+    with h5py.File(tmp_path / "1000.hdf5", "w") as file:
+        for name in ("Geom-m1-i1-c1-opt", "Geom-m1-i1-c1-1"):
+            entry = file.create_group(f"1/{name}")
+            entry["atNUM"], entry["atXYZ"] = np.array([1, 1]), np.array([[0, 0, 0], [0, 0, 0.74]])
+            entry["ePBE0+MBD"], entry["totFOR"] = np.array([-31.7]), np.array([[0, 0, 0.1], [0, 0, -0.1]])
+    found = read("qm7x", tmp_path / "1000.hdf5")
+    assert [r.id for r in found.records] == ["Geom-m1-i1-c1-1", "Geom-m1-i1-c1-opt"]
+    assert {r.group for r in found.records} == {"1"}
+    assert found[0].labels["energy"] == -31.7
+    assert found[0].labels["forces"][1, 2] == -0.1
+
+
+def test_transition1x_takes_one_split_and_no_frame_twice(tmp_path: Path, read: Any) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for place, count in {"data/H2/rxn7": 3, "data/H2/rxn7/reactant": 1}.items():
+            group = file.create_group(place)
+            group["atomic_numbers"] = np.array([1, 1])
+            group["positions"] = np.array([[[0, 0, 0], [0, 0, 0.74]]] * count)
+            group["wB97x_6-31G(d).energy"] = np.full(count, -31.7)
+            group["wB97x_6-31G(d).forces"] = np.zeros((count, 2, 3))
+        file["train/H2/rxn7"] = h5py.SoftLink("/data/H2/rxn7")
+    for options in ({}, {"level": "train"}):
+        found = read("transition1x", tmp_path / "a.h5", **options)
+        assert [r.id for r in found.records] == [f"H2/rxn7#{i}" for i in range(3)]
+        assert {r.group for r in found.records} == {"H2/rxn7"}
+        assert found[0].labels["energy"] == -31.7
+    with pytest.raises(UserError, match=r"no split 'val'; there are \['data', 'train'\]"):
+        read("transition1x", tmp_path / "a.h5", level="val")
+
+
 def test_spice_stores_gradients_in_bohr_and_charges_in_smiles(tmp_path: Path, read: Any) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for name, smiles in {"water": "[O:1]([H:2])[H:3]", "hydronium": "[O+:1]([H:2])[H:3]"}.items():

@@ -172,6 +172,12 @@ def test_gzipped(tmp_path: Path, slab: Atoms, read: Any) -> None:
     assert read("ase", tmp_path / "b.extxyz.gz")[0].labels["energy"] == -3.0
 
 
+def test_a_name_with_an_at_sign_is_a_name(tmp_path: Path, slab: Atoms, read: Any) -> None:
+    write(tmp_path / "a.extxyz", slab)
+    (tmp_path / "a.extxyz").rename(tmp_path / "run@0.extxyz")
+    assert len(read("ase", tmp_path / "run@0.extxyz")) == 1
+
+
 def test_a_file_nobody_reads_is_the_users_to_mend(tmp_path: Path, read: Any) -> None:
     (tmp_path / "a.xyz").write_text("3\nno\nH 0 0 0\n")
     with pytest.raises(UserError, match=r"a\.xyz: structure 0"):
