@@ -95,6 +95,8 @@ def _check_run(resolved: Resolved[TrainingConfig]) -> None:
         raise resolved.complaint("run.device", "cuda is asked for, but torch finds no GPU here; use cpu or auto")
     if config.train.epochs is None and config.train.steps is None:
         raise resolved.complaint("train", "no length: give `epochs` or `steps`")
+    if config.train.steps is not None and config.train.schedule.kind == "warmup_cosine_plateau":
+        raise resolved.complaint("train.steps", "the schedule warmup_cosine_plateau counts in epochs; give `epochs`")
     if config.validation.metric is not None:
         _check_metric(resolved, config.validation.metric)
     stopping = config.train.early_stopping is not None

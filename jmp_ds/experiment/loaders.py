@@ -102,6 +102,13 @@ def eval_loader(
     return EvalLoader(sources, graphs_of(tasks), batch_rule(config.sampling.batch), loading)
 
 
+def fit_loader(config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source]) -> TrainLoader:
+    """Batches for `fit_scales`: all tasks mixed, a quarter of a training batch each, as one process draws them."""
+    edges = max(1000, (config.sampling.batch.edges or 0) // 4)
+    seed, temperature = config.run.seed, config.sampling.temperature
+    return TrainLoader(sources, graphs_of(tasks), EdgeBudget(edges), seed=seed, epochs=1, temperature=temperature)
+
+
 def fit_scales(
     model: MultiTaskModel, loader: TrainLoader, device: torch.device, *, num_batches: int = FIT_BATCHES, progress: bool
 ) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,10 @@ from jmp_ds.config.checks import Checked
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import ScheduleConfig
-from jmp_ds.data.loading import TrainLoader
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
-from jmp_ds.experiment.loaders import eval_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.loaders import eval_loader, fit_loader, fit_scales, sources_of, train_loader
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
-from jmp_ds.graphs.batch import Batch
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.metrics import Metrics
 from jmp_ds.tasks.model import MultiTaskModel
@@ -28,7 +26,7 @@ from jmp_ds.training.engine import Engine, EngineOptions
 from jmp_ds.training.loop import Loop
 from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.outcome import Outcome
-from jmp_ds.training.processes import Place, Processes
+from jmp_ds.training.processes import Processes
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, PlateauOptions, Schedule, ScheduleOptions
 
@@ -81,9 +79,7 @@ def fit_missing_scales(config: TrainingConfig, material: Material, model: MultiT
 
     Every process fits by itself on the same structures, as the only process would.
     """
-    alone = Processes(Place(), processes.device, processes.threads)
-    quiet = config.model_copy(update={"train": config.train.model_copy(update={"edge_dropout": 0.0})})
-    loader = train_loader(quiet, material.tasks, material.train, alone, epochs=1)
+    loader = fit_loader(config, material.tasks, material.train)
     return len(fit_scales(model, loader, processes.device, progress=processes.first))
 
 
@@ -130,7 +126,7 @@ def train(
     loop = Loop(
         engine,
         Schedule(_schedule(options.schedule, options.epochs), adam.lr, [g.multiplier for g in groups]),
-        lambda state: _Windows(train_loader(config, material.tasks, material.train, processes, epochs, state)),
+        lambda state: train_loader(config, material.tasks, material.train, processes, epochs, state),
         lambda outputs, batch: loss_sums(outputs, batch, material.tasks),
         lambda batch: count_labels(batch, material.tasks),
         _loop_options(config, first_loader.epoch_length),
@@ -141,20 +137,6 @@ def train(
         export=_exporter(Path(config.run.dir), model, material, origin or {}),
     )
     return loop.run()
-
-
-class _Windows:
-    """A loader's steps as the loop wants them: lists of micro-batches."""
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Sequence[Batch]]:
-        for step in self._loader:
-            yield step.batches
-
-    def state(self) -> dict[str, Any]:
-        return self._loader.state()
 
 
 def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:

@@ -1,0 +1,264 @@
+"""The command line: help, mistakes and their exit codes, verbs on stores and bundles."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_stores import write_finetune, write_pretrain
+from typer.testing import CliRunner, Result
+
+from jmp_ds.bundle import Bundle, load_bundle, save_bundle
+from jmp_ds.cli.app import app
+from jmp_ds.cli.launching import deepspeed_command
+from jmp_ds.cli.train_verbs import divide
+from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.models.presets import preset
+from jmp_ds.models.scaling import scale_factors
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
+
+VERBS = ["data", "pretrain", "finetune", "evaluate", "predict", "fit-scales", "import-jmp", "show", "doctor"]
+
+
+def run(*arguments: str | Path) -> Result:
+    """A verb in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def tiny_bundle(path: Path, *, fitted: bool = True) -> Path:
+    """A bundle with one task `molecules`, of random weights."""
+    torch.manual_seed(0)
+    task = Task(
+        name="molecules",
+        graph=GraphSettings(cutoff=5.0, max_neighbors=6),
+        energy=EnergyTarget(),
+        forces=ForcesTarget(),
+    )
+    model = MultiTaskModel(preset("tiny"), [task])
+    for factor in scale_factors(model).values():
+        factor.scale_factor.fill_(1.0 if fitted else 0.0)
+    save_bundle(Bundle.of(model, {"weights": "random"}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores, a bundle and configuration files that are all right."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_pretrain(folder)
+    write_finetune(folder, {"bundle": str(tiny_bundle(folder / "bundle"))})
+    (folder / "file").write_text("not a folder")
+    return folder
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "data demo", "data convert", "data stats", "data show", "data check"])
+def test_every_verb_has_help(verb: str) -> None:
+    result = run(*verb.split(), "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+    assert len(result.output) > 300
+
+
+def test_both_programs_start_quickly_and_without_torch() -> None:
+    """Help must not wait for torch or deepspeed."""
+    code = "import sys, jmp_ds.cli.app; print([m for m in ('torch', 'deepspeed', 'ase') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    module = subprocess.run([sys.executable, "-m", "jmp_ds.cli", "--help"], capture_output=True, text=True, check=False)
+    assert module.returncode == 0
+    assert all(verb in module.stdout for verb in VERBS)
+
+
+def test_good_configurations_check(folder: Path) -> None:
+    result = run("pretrain", folder / "pretrain.yaml", "--check")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout)["train"]["clip_norm"] == 1.0
+    result = run("finetune", folder / "finetune.yaml", "--check")
+    assert result.exit_code == 0, result.output
+    assert not (folder / "run").exists()
+
+
+def _spoil_deepspeed(folder: Path) -> str:
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1}, "gradient_cliping": 1.0}')
+    return f"engine.deepspeed={folder / 'ds.json'}"
+
+
+def _stage_three(folder: Path) -> str:
+    (folder / "ds3.json").write_text('{"zero_optimization": {"stage": 3}}')
+    return f"engine.deepspeed={folder / 'ds3.json'}"
+
+
+def _cut_off(folder: Path) -> str:
+    shutil.copytree(folder / "molecules", folder / "cut", dirs_exist_ok=True)
+    (folder / "cut" / "complete.json").unlink(missing_ok=True)
+    return f"tasks.molecules.store={folder / 'cut'}"
+
+
+def _unfitted(folder: Path) -> str:
+    return f"from={tiny_bundle(folder / 'unfitted', fitted=False)}"
+
+
+MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
+    ("unknown key", "pretrain", "train.optimizer.learning_rate=1e-3", "train.optimizer.learning_rate: unknown key"),
+    ("nearest name", "pretrain", "tasks.molecules.graph.cutof=5.0", "unknown key; did you mean 'cutoff'?"),
+    ("wrong type", "pretrain", "train.epochs=many", "train.epochs: must be a valid integer"),
+    ("text for a number", "pretrain", "run.seed='0'", "run.seed: must be a valid integer"),
+    ("out of range", "pretrain", "train.ema=1.5", "train.ema: must be less than 1"),
+    ("not a choice", "pretrain", "model.preset=jmp-xl", "must be 'tiny', 'jmp-s' or 'jmp-l'"),
+    ("both clippings", "pretrain", "train={epochs: 1, clip_norm: 1.0, clip_value: 1.0}", "and `clip_value` both set"),
+    ("both lengths", "pretrain", "train={epochs: 1, steps: 5}", "`epochs` and `steps` both set"),
+    ("both batch rules", "pretrain", "sampling.batch={edges: 5, structures: 5}", "give either `edges` or `structures`"),
+    ("no target", "pretrain", "tasks.slim={store: x}", "nothing to learn"),
+    ("no store", "pretrain", "tasks.molecules.store=nowhere", "there is no store here"),
+    ("store cut off", "pretrain", _cut_off, "was cut off while it was written"),
+    ("no such label", "pretrain", "tasks.molecules.scalar={label: bandgap}", "'bandgap'; did you mean 'gap'?"),
+    ("cutoff beyond the grid", "pretrain", "tasks.molecules.graph.cutoff=15.0", "exceeds the radial grid"),
+    ("unknown size", "pretrain", "model.overrides={num_block: 3}", "unknown size; did you mean 'num_blocks'?"),
+    ("bad size", "pretrain", "model.overrides={num_blocks: 0}", "num_blocks must be at least 1"),
+    ("no DeepSpeed file", "pretrain", "engine.deepspeed=nowhere.json", "engine.deepspeed: no file nowhere.json"),
+    ("misspelt DeepSpeed key", "pretrain", _spoil_deepspeed, "did you mean gradient_clipping?"),
+    ("run folder is a file", "pretrain", lambda f: f"run.dir={f / 'file'}", "is a file; name a folder"),
+    ("no such metric", "pretrain", "validate.metric=molecules/force", "did you mean 'molecules/forces'?"),
+    ("nothing validates", "pretrain", "train.early_stopping={patience: 3}", "needs validation structures"),
+    ("bad task name", "pretrain", "tasks={a/b: {store: STORE, energy: {}}}", "must not be empty or contain a dot, a slash"),
+    ("not an override", "pretrain", "train.epochs", "takes one configuration file"),
+    ("gradient forces at ZeRO-3", "finetune", _stage_three, "ZeRO stage 3 cannot train forces that are gradients"),
+    ("wrong number of blocks", "finetune", "layerwise_lr={blocks: [1.0]}", "the network has 2 interaction blocks"),
+    ("copied task missing", "finetune", "from.heads=copy:oc20", "the bundle has no task 'oc20'"),
+    ("kept task missing", "finetune", "from.heads=keep", "the bundle has no task 'target'"),
+    ("no bundle", "finetune", "from=nowhere", "nowhere: no such bundle"),
+    ("unfitted bundle", "finetune", _unfitted, "scale factors that are not fitted"),
+    ("network told twice", "finetune", "model={preset: jmp-s}", "the bundle decides the network"),
+    ("heads of nothing", "finetune", "from={scratch: true, heads: keep}", "`heads: keep` needs a bundle"),
+    ("plateau in steps", "finetune", "train={steps: 5, schedule: {kind: warmup_cosine_plateau}}", "counts in epochs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "change", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    folder: Path, verb: str, change: str | Callable[[Path], str], message: str
+) -> None:
+    """Before any work: the run folder is not even made."""
+    text = change if isinstance(change, str) else change(folder)
+    text = text.replace("STORE", str(folder / "molecules"))
+    extra = [f"tasks.{name}.split={{train: 0.9}}" for name in ("molecules", "crystals") if "early_stopping" in text]
+    result = run(verb, folder / f"{verb}.yaml", text, *extra)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("jmp-ds: ")
+    assert result.stderr.count("\n") == 1
+    assert not (folder / "run").exists()
+    assert not (folder / "tuned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("run: {dir: x}\nrun: {dir: y}", "the same key twice"),
+        ("", "run: is required, but missing"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    result = run("pretrain", file)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    assert str(file) in result.stderr
+
+
+def test_missing_files_and_unknown_recipes(folder: Path) -> None:
+    for arguments, message in [
+        (["pretrain", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["pretrain", str(folder / "pretrain.yaml"), "--recipe", "publishd"], "did you mean 'published'?"),
+        (["show", "nowhere"], "neither a bundle nor a run folder"),
+        (["data", "show", "nowhere"], "there is no store here"),
+        (["predict", "nowhere", "a.xyz", "b.xyz"], "no such bundle"),
+    ]:
+        result = run(*arguments)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.output
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def broken(path: Path) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("jmp_ds.cli.show.show_path", lambda path, console: broken(path))
+    result = run("show", folder / "bundle")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_stores_are_shown_checked_and_counted(folder: Path) -> None:
+    assert "24" in run("data", "show", folder / "molecules").output
+    result = run("data", "check", folder / "molecules")
+    assert (result.exit_code, "no problem found" in result.output) == (0, True)
+    result = run("data", "stats", folder / "molecules")
+    assert result.exit_code == 0
+    assert (folder / "molecules" / "statistics.json").is_file()
+
+
+def test_a_bundle_is_shown_and_evaluated(folder: Path, tmp_path: Path) -> None:
+    shown = run("show", folder / "bundle")
+    assert shown.exit_code == 0, shown.output
+    assert "molecules" in shown.output
+    result = run(
+        "evaluate", folder / "bundle", folder / "molecules", "--report", tmp_path / "report", "--dtype", "float64"
+    )
+    assert result.exit_code == 0, result.output
+    assert "molecules/energy_mae" in result.output
+    assert (tmp_path / "report" / "parity.png").is_file()
+
+
+def test_predict_writes_every_structure_in_order(folder: Path, tmp_path: Path) -> None:
+    from ase import Atoms
+    from ase.io import read, write
+
+    frames = [Atoms("CO", [[0, 0, 0], [0, 0, 1.1 + 0.1 * i]]) for i in range(5)]
+    write(tmp_path / "in.xyz", frames, format="extxyz")
+    result = run(
+        "predict",
+        folder / "bundle",
+        tmp_path / "in.xyz",
+        tmp_path / "out.xyz",
+        "--task",
+        "molecules",
+        "--dtype",
+        "float64",
+    )
+    assert result.exit_code == 0, result.output
+    out = read(tmp_path / "out.xyz", index=":")
+    assert len({a.get_potential_energy() for a in out}) == 5
+    assert [a.get_distance(0, 1) for a in out] == pytest.approx([a.get_distance(0, 1) for a in frames])
+    assert run("predict", folder / "bundle", tmp_path / "in.xyz", tmp_path / "o2.xyz", "--task", "slabs").exit_code == 2
+
+
+def test_fit_scales_gives_every_factor_a_value(folder: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "new", fitted=False)
+    assert load_bundle(bundle, require_fitted=False).unfitted
+    result = run("fit-scales", bundle, f"molecules={folder / 'molecules'}", "--batches", 2)
+    assert result.exit_code == 0, result.output
+    assert load_bundle(bundle).unfitted == []
+    assert run("fit-scales", bundle, "molecules").exit_code == 2
+
+
+def test_the_launcher_command_names_the_processes() -> None:
+    command = deepspeed_command(["pretrain", "a.yaml"], 2, 12345)
+    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    assert command[-4:] == ["--module", "jmp_ds.cli", "pretrain", "a.yaml"]
+
+
+def test_words_are_files_or_overrides() -> None:
+    assert divide(["a.yaml", "b.c=1", "d.yaml"]) == (["a.yaml", "d.yaml"], ["b.c=1"])
+
+
+def test_doctor_reports() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "torch" in result.output
