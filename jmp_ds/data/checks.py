@@ -127,7 +127,8 @@ def _judge(work: FloatArray, drop: FloatArray) -> UnitVerdict:
     """From work and drop in energy per pair, both in what is said to be eV.
 
     The ratio is that of the two root mean squares: unlike a slope, it does not shrink when the frames lie so far apart that
-    the work over a straight line is only roughly the difference in energy.
+    the work over a straight line is only roughly the difference in energy. To refuse, the medians (the signs, for a
+    gradient) must agree: one jump to another electronic state must not condemn a trajectory.
     """
     moved = np.abs(work) > 1e-9
     work, drop = work[moved], drop[moved]
@@ -142,10 +143,12 @@ def _judge(work: FloatArray, drop: FloatArray) -> UnitVerdict:
         f"over {count} pairs of nearby frames the energy changes {ratio:.3g} times as much as the forces do work "
         f"(correlation {correlation:.2f}, both 1 in consistent units)"
     )
+    typical = float(np.median(np.abs(drop)) / np.median(np.abs(work)))
+    downhill = float(np.mean(work * drop > 0))
     status = "inconclusive"
-    if correlation < -VISIBLE:
+    if correlation < -VISIBLE and downhill < 0.4:
         status, finding = "refused", f"{finding}: forces point uphill; is a gradient taken for a force?"
-    elif correlation > VISIBLE and not RATIOS[0] < ratio < RATIOS[1]:
+    elif correlation > VISIBLE and (max(ratio, typical) < RATIOS[0] or min(ratio, typical) > RATIOS[1]):
         status, finding = "refused", f"{finding}: energies and forces are in different units"
     elif correlation > CLEAR:
         status = "consistent"

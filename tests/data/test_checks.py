@@ -93,6 +93,18 @@ def test_lone_atoms_do_no_work() -> None:
     assert judge(records).status == "inconclusive"
 
 
+@pytest.mark.parametrize("jump", [300.0, -300.0])
+def test_a_jump_to_another_electronic_state_is_forgiven(jump: float) -> None:
+    """Ten frames of a relaxation whose energy jumps once: nothing about units can be said, and nothing is."""
+    records = steps(3.7, 0.05, True)[:10]
+    for at in range(1, 10):
+        jumped = [
+            replace(r, labels={**r.labels, "energy": r.labels["energy"] + jump * (i >= at)})
+            for i, r in enumerate(records)
+        ]
+        assert judge(jumped).status != "refused"
+
+
 def test_memory_is_bounded() -> None:
     check = UnitCheck()
     records = steps(3.7, 0.05, True)
