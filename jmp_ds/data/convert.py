@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from jmp_ds.data.checks import UnitCheck, UnitVerdict
+from jmp_ds.data.conversion import ConversionReport
 from jmp_ds.data.files import write_json
 from jmp_ds.data.layout import is_store
 from jmp_ds.data.provenance import provenance
@@ -56,65 +56,6 @@ class ConvertOptions:
     shard_size: int = SHARD_SIZE
     describe: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
-
-
-@dataclass
-class Reason:
-    """How often structures were left out for one reason, and where first."""
-
-    count: int
-    where: str
-    message: str
-
-
-@dataclass
-class ConversionReport:
-    """What a conversion did.
-
-    Attributes:
-        store: where the store is, if there is one.
-        written: structures in it; in a failed conversion, those that would be.
-        files: source files read.
-        reasons: reason code -> how often and where first.
-        notes: what the user should know besides, in words.
-        units: file -> finding of the check of units, where there was something to compare.
-        failure: why there is no store, in words; empty if all went well.
-        seconds: wall time.
-    """
-
-    store: Path
-    written: int = 0
-    files: int = 0
-    reasons: dict[str, Reason] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    units: dict[str, UnitVerdict] = field(default_factory=dict)
-    failure: str = ""
-    seconds: float = 0.0
-
-    @property
-    def skipped(self) -> int:
-        """Structures left out."""
-        return sum(reason.count for reason in self.reasons.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is no store."""
-        return bool(self.failure)
-
-    def skip(self, skips: Iterable[Skip]) -> None:
-        """Count structures left out."""
-        for one in skips:
-            reason = self.reasons.setdefault(one.code, Reason(0, one.where, one.message))
-            reason.count += 1
-
-    def table(self) -> Table:
-        """Reason, count and first example, for the terminal."""
-        table = Table(title=f"{self.written} structures taken, {self.skipped} left out")
-        for column in ("reason", "count", "first example"):
-            table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
-        for code, reason in sorted(self.reasons.items(), key=lambda item: -item[1].count):
-            table.add_row(code, str(reason.count), f"{reason.where}: {reason.message}")
-        return table
 
 
 def convert(

@@ -19,7 +19,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from rich.console import Console
 
-from jmp_ds.data.convert import ConversionReport, ConvertOptions, convert
+from jmp_ds.data.conversion import ConversionReport
+from jmp_ds.data.convert import ConvertOptions, convert
 from jmp_ds.data.layout import StoreIncomplete, is_store
 from jmp_ds.data.readers import READERS, reader
 from jmp_ds.data.readers.base import ReaderOptions
