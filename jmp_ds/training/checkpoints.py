@@ -78,8 +78,9 @@ class Checkpoints:
         aside = self.folder / f"step_{step}.tmp"
         if self._processes.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for rest in self.folder.glob("*.tmp"):
-                shutil.rmtree(rest)
+            for rest in self.folder.glob("step_*"):
+                if not (rest / MANIFEST).is_file():  # of a process that was ended while writing or deleting
+                    shutil.rmtree(rest)
         self._processes.barrier()
         problem, records = "", {}
         try:
@@ -137,7 +138,10 @@ class Checkpoints:
         aside.rename(final)
         flush(self.folder)
         write_atomically(self.folder.parent / "latest", f"checkpoints/{final.name}\n")
-        for path in self._candidates()[self.keep :]:
+        numbers = {path: int(path.name.removeprefix("step_")) for path in self._candidates()}
+        # Newer ones were not whole when this run went on from an older one; they must not count as kept.
+        abandoned = [path for path, number in numbers.items() if number > step]
+        for path in abandoned + [path for path in numbers if path not in abandoned][self.keep :]:
             _remove(path)
 
     def _candidates(self) -> list[Path]:

@@ -20,7 +20,7 @@ from jmp_ds.training.checkpoints import Checkpoints, Loaded
 from jmp_ds.training.ema import Ema
 from jmp_ds.training.engine import Engine, LossSums, StepResult
 from jmp_ds.training.metrics_log import MetricsLog
-from jmp_ds.training.outcome import Outcome
+from jmp_ds.training.outcome import Outcome, read_outcome
 from jmp_ds.training.progress import RunProgress
 from jmp_ds.training.randomness import preserved_random_state, random_state, seed_all, set_random_state
 from jmp_ds.training.run import Loader, LoopOptions, Position, Validation, Window
@@ -67,7 +67,7 @@ class Loop:
         self.position = Position()
         self.ema = Ema(engine, options.ema_decay) if options.ema_decay is not None else None
         self.checkpoints = Checkpoints(options.run_dir / "checkpoints", engine, options.keep)
-        self.stop = StopRequest(on_abort=lambda reason: self._write_outcome("stopped", reason))
+        self.stop = StopRequest(options.stop_grace, lambda reason: self._write_outcome("stopped", reason))
         self._make_loader, self._loss_sums, self._count_labels = make_loader, loss_sums, count_labels
         self._validation, self._early_stopping, self._export = validation, early_stopping, export
         self._processes = engine.processes
@@ -114,35 +114,52 @@ class Loop:
             log.close()
 
     def _train(self, progress: RunProgress, log: MetricsLog) -> Outcome:
-        """All windows, and what is due after each."""
+        """All windows, and what is due at the boundaries between them."""
         loader = self._make_loader(self.position.loader)
-        saved_at = self.position.step if self.position.loader is not None else -1
         windows = iter(loader)
-        while not self.position.ended and self._done() < self.options.length:
+        save_due = False
+        while True:
+            if self.position.validation_due:
+                stopped = self._validate(progress, log)
+                if stopped:
+                    return self._stopped(stopped)
+            over = bool(self.position.ended) or self._done() >= self.options.length
+            if over or save_due:
+                self._save()
+            if over:
+                break
             self.position.loader = loader.state()
             before = self.position.consumed
             window = next(windows, None)
-            if window is not None:
-                stopped = self._window(window, progress, log)
-                if stopped:
-                    if saved_at != self.position.step:
-                        self._save()
-                    return Outcome("stopped", stopped, self.position.step, self.position.consumed)
-                self.position.loader = loader.state()
-            last = window is None or self._done() >= self.options.length
-            if last or self._crossed(before, self.options.validate_every):
-                self.position.ended = self._validate(progress, log) or ""
             if window is None:
                 self.position.ended = "the data are used up"
-            if last or self.position.ended or self._crossed(before, self.options.checkpoint_every):
-                self._save()
-                saved_at = self.position.step
+                self.position.validation_due = True
+                continue
+            stopped = self._window(window, progress, log)
+            if stopped:
+                return self._stopped(stopped)
+            self.position.loader = loader.state()
+            last = self._done() >= self.options.length
+            self.position.validation_due = last or self._crossed(before, self.options.validate_every)
+            save_due = self._crossed(before, self.options.checkpoint_every)
         if self._export is not None:
             state = self._model_state()
             if self._processes.first:
                 self._export("final", state, self._description({}))
         reason = self.position.ended or "end of the run"
         return Outcome("finished", reason, self.position.step, self.position.consumed)
+
+    def _stopped(self, reason: str) -> Outcome:
+        """Leave a checkpoint of this boundary."""
+        self._save()
+        return Outcome("stopped", reason, self.position.step, self.position.consumed)
+
+    def _agreed_to_stop(self, asked: float) -> str | None:
+        """The reason to stop, where `asked` of the processes were asked to."""
+        if not asked:
+            return None
+        self.stop.reached_boundary()
+        return next(reason for reason in self._processes.gather(self.stop.reason) if reason)
 
     def _window(self, window: Window, progress: RunProgress, log: MetricsLog) -> str | None:
         """One step; or, before it, the reason to stop that all processes agreed on."""
@@ -151,10 +168,10 @@ class Loop:
             for group, count in self._count_labels(batch).items():
                 counts[group] = counts.get(group, 0.0) + count
         groups = sorted(counts)
-        stop, *totals = self._processes.sum([float(self.stop.requested), *(counts[g] for g in groups)])
-        if stop:
-            self.stop.reached_boundary()
-            return next(r for r in self._processes.gather(self.stop.reason) if r)
+        asked, *totals = self._processes.sum([float(self.stop.requested), *(counts[g] for g in groups)])
+        stopped = self._agreed_to_stop(asked)
+        if stopped:
+            return stopped
         total_counts = dict(zip(groups, totals, strict=True))
         step = window.structures if self._by_structures else 1
         rates = self.schedule.rates(self._schedule_position(), step / self.options.schedule_unit)
@@ -218,14 +235,24 @@ class Loop:
         log.write("train", self.position.step, values)
 
     def _validate(self, progress: RunProgress, log: MetricsLog) -> str | None:
-        """Metrics with averaged weights; the reason to end the run, if they give one."""
+        """Metrics with averaged weights, and what follows from them for learning rate, best weights and the end.
+
+        Returns:
+            The reason to stop, if that was asked for meanwhile; the validation is then made anew at the resumption.
+        """
         if self._validation is None:
+            self.position.validation_due = False
             return None
         metrics = self._validation.metrics()
         with preserved_random_state(), self._validated_weights():
             for batch in self._validation.batches():
+                (asked,) = self._processes.sum([float(self.stop.requested)])
+                stopped = self._agreed_to_stop(asked)
+                if stopped:
+                    return stopped
                 moved = batch.to(self._processes.device)
                 metrics.update(self.engine.evaluate(moved), moved)
+        self.position.validation_due = False
         totals = self._processes.sum([float(v) for v in metrics.state.flatten().tolist()])
         metrics.state.copy_(torch.tensor(totals, dtype=metrics.state.dtype).view_as(metrics.state))
         values = metrics.compute()
@@ -233,11 +260,10 @@ class Loop:
         weights = "averaged" if self.ema is not None else "current"
         position = self._schedule_position()
         reduced = self.schedule.validated(primary, position, 1e-9)
-        log.write("validate", self.position.step, {**values, "primary": primary, "weights": weights})
+        epoch = self.position.consumed / self.options.epoch
+        log.write("validate", self.position.step, {**values, "primary": primary, "weights": weights, "epoch": epoch})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        progress.say(
-            f"validation at epoch {self.position.consumed / self.options.epoch:.2f} ({weights} weights): {shown}"
-        )
+        progress.say(f"validation at epoch {epoch:.2f} ({weights} weights): {shown}")
         if reduced:
             progress.say("no improvement: learning rate reduced")
         if self.position.best is None or primary < self.position.best:
@@ -246,9 +272,10 @@ class Loop:
                 state = self._model_state()
                 if self._processes.first:
                     self._export("best", state, self._description(values))
-        if self._early_stopping is None:
-            return None
-        return self._early_stopping.validated(primary, self.schedule.rates(position, 1e-9))
+        if self._early_stopping is not None:
+            reason = self._early_stopping.validated(primary, self.schedule.rates(position, 1e-9))
+            self.position.ended = self.position.ended or reason or ""
+        return None
 
     # --------------------------------------------------------------------------------------------- positions
 
@@ -321,5 +348,8 @@ class Loop:
         set_random_state(loaded.own["random"])
 
     def _write_outcome(self, status: Literal["stopped", "failed"], reason: str) -> None:
-        """Record an end that did not come from `_run`."""
+        """Record an end that did not come from `_run`; of several processes' failures the first is the cause."""
+        known = read_outcome(self.options.run_dir)
+        if status == "failed" and known is not None and known.status == "failed":
+            return
         Outcome(status, reason, self.position.step, self.position.consumed).write(self.options.run_dir)

@@ -77,6 +77,8 @@ class LoopOptions:
         ema_decay: of the averaged weights, which are then validated and exported; None: there are none.
         max_bad_steps: consecutive steps without finite gradient after which the run ends.
         seed: of dropout and whatever else draws during training.
+        stop_grace: seconds after a stop request without a step boundary (or validation batch) until the process is
+            ended without a checkpoint.
         resume: False ignores checkpoints (the trainers refuse a folder that has some).
     """
 
@@ -92,6 +94,7 @@ class LoopOptions:
     ema_decay: float | None = None
     max_bad_steps: int = 10
     seed: int = 0
+    stop_grace: float = 10.0
     resume: bool = True
 
 
@@ -105,6 +108,7 @@ class Position:
         bad_steps: skipped ones in a row, up to now.
         best: of the primary metric; None before the first validation.
         loader: the loader's state at this boundary; None at the beginning.
+        validation_due: whether a validation at this boundary is still to be made.
         ended: why the run is over before its length; empty while it is not.
     """
 
@@ -113,4 +117,5 @@ class Position:
     bad_steps: int = 0
     best: float | None = None
     loader: dict[str, Any] | None = None
+    validation_due: bool = False
     ended: str = ""

@@ -57,10 +57,14 @@ class ToyLoader:
 
 
 class ToyMetrics:
-    def __init__(self) -> None:
+    def __init__(self, ask_to_stop: bool = False) -> None:
         self.state = torch.zeros(2, 1, dtype=torch.float64)
+        self.ask_to_stop = ask_to_stop
 
     def update(self, outputs: dict[str, dict[str, Tensor]], batch: ToyBatch) -> None:
+        if self.ask_to_stop:
+            self.ask_to_stop = False
+            os.kill(os.getpid(), signal.SIGUSR1)
         for number, task in enumerate(TASKS):
             rows = batch.task == number
             self.state[0, 0] += (outputs[task]["energy"] - batch.energy[rows]).abs().sum().double()
@@ -73,8 +77,11 @@ class ToyMetrics:
 def make_loop(
     processes: Processes, run_dir: Path, stage: int = 1, interrupt: int | None = None, **changes: Any
 ) -> Loop:
-    """A run; `interrupt`: the last process signals itself in the middle of that step's accumulation."""
+    """A run; `interrupt`: the last process signals itself in the middle of that step's accumulation, or of the first
+    validation if it is negative.
+    """
     poisoned, patience = changes.pop("poisoned", False), changes.pop("patience", None)
+    asking = interrupt is not None and interrupt < 0 and processes.rank == processes.world - 1
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # whatever was drawn before must not matter
     engine = make_engine(
         processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=0.3)
@@ -108,8 +115,8 @@ def make_loop(
         (run_dir / f"{kind}.json").write_text(json.dumps(info))
 
     validation = Validation(
-        batches=lambda: [batch(range(100 + processes.rank, 112, processes.world))],
-        metrics=ToyMetrics,
+        batches=lambda: [batch(range(k + processes.rank, k + 6, processes.world)) for k in (100, 106)],
+        metrics=lambda: ToyMetrics(asking),
         primary=lambda values: values["energy_mae"],
     )
     schedule = Schedule(ScheduleOptions(warmup=0.2), 0.01, [0.3, 0.5, 0.7, 1.0])
@@ -271,6 +278,7 @@ def damaged(processes: Processes, out: str) -> None:
         processes.barrier()
 
     loaded.append(newest())
+    (folder / "checkpoints" / "step_999").mkdir(exist_ok=True)  # as left by a process that was ended while deleting it
     # Each harms what only the last process reads, or what all do; all must fall back.
     damage(names[-1], "process_1.pt", "flip")
     loaded.append(newest())
@@ -278,8 +286,12 @@ def damaged(processes: Processes, out: str) -> None:
     loaded.append(newest())
     damage(names[-3], "zero_pp_rank_1_mp_rank_00_optim_states.pt", "remove")
     loaded.append(newest())
-    for name in names[:-3]:
-        damage(name, "process_0.pt", "truncate")
+    fallen_back = make_loop(processes, folder, keep=1)
+    loaded.append(fallen_back.checkpoints.load_newest().path.name)
+    fallen_back._restore(fallen_back.checkpoints.load_newest())
+    fallen_back._save()  # the only one to be kept, although damaged ones are newer
+    loaded.append(" ".join(sorted(p.name for p in (folder / "checkpoints").iterdir())))
+    damage(names[-4], "process_0.pt", "truncate")
     loaded.append(newest())
     said = processes.gather(loaded)
     if processes.first:
