@@ -12,6 +12,7 @@ from rich.table import Table
 from jmp_ds.config.checks import Checked, head_donor
 from jmp_ds.config.finetune import FinetuneConfig, LayerwiseLrConfig
 from jmp_ds.config.loading import Resolved
+from jmp_ds.experiment.processes import started
 from jmp_ds.experiment.reporting import report_run
 from jmp_ds.experiment.resume import settle_configuration
 from jmp_ds.experiment.session import fit_missing_scales, gather_material, train
@@ -19,7 +20,6 @@ from jmp_ds.experiment.transfer import Transfer, transfer_weights
 from jmp_ds.models.scaling import unfitted
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
-from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.optimizer import LayerwiseRates
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
@@ -37,16 +37,12 @@ def run_finetune(runs: Sequence[tuple[Resolved[FinetuneConfig], Checked]]) -> li
     Raises:
         UserError: what can only be seen with the data at hand, or training diverged.
     """
-    first = runs[0][0].config.run
-    processes = start_processes(first.device, first.threads)
     outcomes = []
-    try:
+    with started(runs[0][0].config.run) as processes:
         for resolved, checked in runs:
             outcomes.append(_run(resolved, checked, processes))
             if outcomes[-1].status == "stopped":
                 break
-    finally:
-        stop_processes()
     return outcomes
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from jmp_ds.config.checks import Checked
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import PretrainConfig
+from jmp_ds.experiment.processes import started
 from jmp_ds.experiment.reporting import report_run
 from jmp_ds.experiment.resume import settle_configuration
 from jmp_ds.experiment.session import fit_missing_scales, gather_material, train
 from jmp_ds.tasks.model import MultiTaskModel
-from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
 
@@ -29,11 +29,8 @@ def run_pretrain(resolved: Resolved[PretrainConfig], checked: Checked) -> Outcom
     Raises:
         UserError: what can only be seen with the data at hand, or training diverged.
     """
-    processes = start_processes(resolved.config.run.device, resolved.config.run.threads)
-    try:
+    with started(resolved.config.run) as processes:
         return _run(resolved, checked, processes)
-    finally:
-        stop_processes()
 
 
 def _run(resolved: Resolved[PretrainConfig], checked: Checked, processes: Processes) -> Outcome:

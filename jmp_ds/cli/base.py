@@ -18,12 +18,12 @@ class FriendlyGroup(TyperGroup):
     """A group of verbs whose user errors are told in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; a `UserError` becomes a message on stderr (once, by the first process) and exit code 2."""
+        """Run the verb; a `UserError` becomes a message on stderr and exit code 2."""
         try:
             return super().invoke(ctx)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":
-                typer.echo(f"jmp-ds: {one_line(error)}", err=True)
+            rank = os.environ.get("RANK", "0")
+            typer.echo(f"jmp-ds{'' if rank == '0' else f' (process {rank})'}: {one_line(error)}", err=True)
             raise typer.Exit(MISTAKE) from None
 
 

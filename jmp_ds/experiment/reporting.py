@@ -37,6 +37,7 @@ def report_run(
         Evaluations by split.
     """
     run_dir = Path(config.run.dir)
+    processes.barrier()  # the first process has written the bundles
     kind = "best" if prefer_best and (run_dir / "best" / SPEC_FILE).is_file() else "final"
     model = load_bundle(run_dir / kind).build(device=processes.device)
     splits = {name: sources for name, sources in (("val", material.val), ("test", material.test)) if sources}

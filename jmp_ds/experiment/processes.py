@@ -1,0 +1,28 @@
+"""The processes of a run, from start to stop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jmp_ds.config.sections import RunConfig
+from jmp_ds.training.engine import start_processes, stop_processes
+from jmp_ds.training.processes import Processes
+
+
+@contextmanager
+def started(config: RunConfig) -> Iterator[Processes]:
+    """This process together with those that a launcher started beside it.
+
+    A process that was not launched stays in its group of one afterwards: DeepSpeed remembers groups for as long as the
+    process lives, so a second run in it could not use another.
+    """
+    # Names that torch has replaced and DeepSpeed still uses: nothing that the user could do about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    processes = start_processes(config.device, config.threads)
+    try:
+        yield processes
+    finally:
+        if processes.place.launched:
+            stop_processes()

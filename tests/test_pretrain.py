@@ -1,0 +1,133 @@
+"""Pre-training from a file to a bundle with a report; resuming; two processes through the launcher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_stores import write_pretrain
+
+from jmp_ds.bundle import load_bundle
+from jmp_ds.config import load_pretrain
+from jmp_ds.config.checks import check_pretrain
+from jmp_ds.errors import UserError
+from jmp_ds.experiment.resume import differences
+from jmp_ds.experiment.session import primary_metric
+from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.pretrain import run_pretrain
+from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, Task
+from jmp_ds.training.metrics_log import read_metrics
+from jmp_ds.training.outcome import Outcome, read_outcome
+
+
+def pretrain(file: Path, *overrides: str) -> Outcome:
+    """One run in this process."""
+    resolved = load_pretrain(file, overrides)
+    return run_pretrain(resolved, check_pretrain(resolved))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one epoch over two small stores."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    outcome = pretrain(write_pretrain(folder), "train.epochs=2")
+    assert outcome.status == "finished"
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    run = finished / "run"
+    assert read_outcome(run) is not None
+    bundle = load_bundle(run / "final")  # refuses unfitted scale factors
+    assert [t.name for t in bundle.tasks] == ["molecules", "crystals"]
+    assert bundle.tasks[0].normalize_by("energy").references
+    assert bundle.tasks[0].level_of_theory == "made up"
+    assert bundle.provenance["training"]["weights"] == "averaged"
+    assert bundle.provenance["data"]["molecules"]["level_of_theory"] == "made up"
+    for name in ("config.yaml", "metrics.jsonl", "latest", "best/bundle.json", "statistics/molecules.json"):
+        assert (run / name).exists(), name
+    for name in ("report.md", "loss.png", "parity_val.png", "metrics.json"):
+        assert (run / "report" / name).stat().st_size > 0, name
+    metrics = json.loads((run / "report" / "metrics.json").read_text())["metrics"]["val"]
+    assert set(metrics) >= {"molecules/energy_mae", "crystals/forces_mae"}
+    assert [row["step"] for row in read_metrics(run) if row["kind"] == "validate"]
+
+
+def test_the_report_evaluates_the_exported_bundle(finished: Path) -> None:
+    """The last validation (averaged weights, inside the loop) and the report (the bundle, read back) agree."""
+    run = finished / "run"
+    reported = json.loads((run / "report" / "metrics.json").read_text())["metrics"]["val"]
+    last = [row for row in read_metrics(run) if row["kind"] == "validate"][-1]
+    for name, value in reported.items():
+        assert last[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_finished_run_started_again_trains_nothing(finished: Path) -> None:
+    before = (finished / "run" / "final" / "model.safetensors").read_bytes()
+    outcome = pretrain(finished / "pretrain.yaml", "train.epochs=2")
+    assert outcome.status == "finished"
+    assert (finished / "run" / "final" / "model.safetensors").read_bytes() == before
+
+
+def test_a_resume_refuses_what_changes_its_meaning(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.optimizer\.lr"):
+        pretrain(finished / "pretrain.yaml", "train.epochs=2", "train.optimizer.lr=1e-5")
+    with pytest.raises(UserError, match="holds a checkpoint"):
+        pretrain(finished / "pretrain.yaml", "train.epochs=2", "run.resume=false")
+    assert pretrain(finished / "pretrain.yaml", "train.epochs=2", "checkpoint.keep=1").status == "finished"
+
+
+def test_differences_name_dotted_keys() -> None:
+    old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": None, "d": [1]}
+    assert list(differences(old, new)) == [("a.c", 2, 3)]
+    assert list(differences({"a": {"b": 1}}, {"a": {}})) == [("a.b", 1, None)]
+
+
+def test_a_run_in_steps_ends_after_them(tmp_path: Path) -> None:
+    outcome = pretrain(write_pretrain(tmp_path), "train.steps=3", "train.ema=null")
+    assert (outcome.status, outcome.step) == ("finished", 3)
+    assert load_bundle(tmp_path / "run" / "final").provenance["training"]["weights"] == "current"
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    states = []
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        folder = tmp_path / name
+        folder.mkdir()
+        pretrain(write_pretrain(folder), "train.steps=2", f"run.seed={seed}")
+        states.append(load_bundle(folder / "run" / "final").state)
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_two_processes_through_the_launcher(tmp_path: Path) -> None:
+    """The launcher starts two processes that agree, and the exit code is right both when it works and when it does not."""
+    file = write_pretrain(tmp_path)
+    command = [sys.executable, "-m", "jmp_ds.cli", "pretrain", str(file), "--processes", "2"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "deepspeed.launcher.runner" in run.stderr
+    outcome = read_outcome(tmp_path / "run")
+    assert outcome is not None
+    assert outcome.status == "finished"
+    assert json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())["metrics"]["val"]
+    failed = subprocess.run([*command, "run.resume=false"], capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 2
+    assert failed.stderr.count("holds a checkpoint") == 1
+
+
+def test_the_primary_metric_is_in_units_of_the_scale() -> None:
+    graph = GraphSettings()
+    norms = {"energy": Normalization(std=2.0), "forces": Normalization(std=0.5)}
+    both = Task(name="a", graph=graph, energy=EnergyTarget(), forces=ForcesTarget(), normalization=norms)
+    energy = Task(name="b", graph=graph, energy=EnergyTarget())
+    metrics = {"a/energy_mae": 4.0, "a/forces_mae": 100.0, "b/energy_mae": 3.0}
+    assert primary_metric(metrics, [both, energy], None) == pytest.approx(0.1 / 0.5)
+    assert primary_metric(metrics, [energy], None) == pytest.approx(3.0)
+    assert primary_metric(metrics, [both], "a/energy") == 4.0
+    with pytest.raises(UserError, match="no validation structure"):
+        primary_metric({}, [both], None)
