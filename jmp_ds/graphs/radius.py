@@ -15,6 +15,10 @@ BoolArray = NDArray[np.bool_]
 
 #: Squared length (Å²) up to which two atoms count as one and are not joined (specification section 3.3).
 COINCIDENT = 1e-4
+#: Structures wider than this (Å) are refused: their coordinates are in another unit, or damaged.
+LARGEST = 1e5
+#: Bins of the radius search above which it looks further than it must, with fewer bins.
+MOST_BINS = 50_000
 
 
 class Candidates(NamedTuple):
@@ -49,16 +53,17 @@ def search(pos: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> 
         cutoff: in Å.
 
     Raises:
-        UserError: positions or periodic cell rows that are not finite, or periodic rows that are linearly dependent.
+        UserError: positions or periodic cell rows that are not finite, periodic rows that are linearly dependent, or a
+            structure wider than `LARGEST`.
     """
     _check(pos, cell, pbc)
-    pairs = _propose(pos, cell, pbc, cutoff * (1.0 + 1e-6) + 1e-6)
-    pairs = _canonical(pairs)
+    reach = cutoff * (1.0 + 1e-6) + 1e-6
+    pairs = _canonical(_propose(pos, cell, pbc, reach))
     # (pos_t - pos_s) - o·cell changes its sign exactly when the edge is reversed: equal lengths to the last bit.
     vectors = pos[pairs[:, 1]] - pos[pairs[:, 0]] - pairs[:, 2:].astype(np.float64) @ _periodic_rows(cell, pbc)
     squared = np.einsum("ei,ei->e", vectors, vectors)
-    apart = squared > COINCIDENT
-    pairs, squared = pairs[apart], squared[apart]
+    kept = (squared > COINCIDENT) & (squared <= reach * reach)
+    pairs, squared = pairs[kept], squared[kept]
     return Candidates(np.concatenate([pairs, reverse(pairs)]), np.concatenate([squared, squared]))
 
 
@@ -68,16 +73,45 @@ def reverse(rows: IntArray) -> IntArray:
 
 
 def _propose(pos: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> IntArray:
-    """Undirected pairs [P, 5] from vesin, in no particular order or direction."""
+    """Undirected pairs [P, 5] from vesin, in no particular order or direction, longer ones than asked for among them.
+
+    Vesin 0.6 takes minutes, or divides by zero and ends the process, when thin cells or missing periodicity meet a wide
+    spread of atoms. It is therefore given a box that is periodic along all axes, wide enough along those that are not for
+    no image to come near, and a search length that keeps its number of bins moderate.
+    """
     from vesin import NeighborList
 
     if len(pos) == 0:
         return np.zeros((0, 5), dtype=np.int64)
+    box = _padded_box(pos, cell, pbc, cutoff)
     # One thread: graphs are made in data workers, of which there are as many as cores.
-    finder = NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
-    pairs, shifts = finder.compute(pos, _periodic_rows(cell, pbc), pbc, "PS")
+    finder = NeighborList(cutoff=_search_length(box, cutoff), full_list=False, n_threads=1)
+    pairs, shifts = finder.compute(pos, box, np.ones(3, dtype=bool), "PS")
     # Vesin's vector is pos[j] + shift·cell - pos[i]: its second atom is our source, which carries the offset.
-    return np.column_stack([pairs[:, 1], pairs[:, 0], shifts]).astype(np.int64)
+    rows = np.column_stack([pairs[:, 1], pairs[:, 0], shifts]).astype(np.int64)
+    return rows[(shifts[:, ~pbc] == 0).all(axis=1)]
+
+
+def _padded_box(pos: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> FloatArray:
+    """The periodic rows of the cell, and perpendicular to them rows longer than the structure and the cutoff together."""
+    periodic = cell[pbc]
+    spread = float(np.linalg.norm(np.ptp(pos, axis=0)))
+    box = cell.copy()
+    # the last right-singular vectors of the periodic rows are an orthonormal basis of what is perpendicular to them
+    box[~pbc] = np.linalg.svd(periodic)[2][len(periodic) :] * (spread + 2.0 * cutoff)
+    widest = max(spread, float((1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)).max()))
+    if widest > LARGEST:
+        raise UserError(f"the atoms or the cell span {widest:.3g} Å: are positions and cell really in Å?")
+    return box
+
+
+def _search_length(box: FloatArray, cutoff: float) -> float:
+    """The cutoff, or as much more as it takes for bins of that size to be at most `MOST_BINS`."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    length = cutoff
+    while np.prod(np.maximum(heights / length, 1.0)) > MOST_BINS:
+        length *= 1.25
+    return length
 
 
 def _canonical(pairs: IntArray) -> IntArray:
