@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def _deepspeed() -> Any:
     except ImportError as error:
         raise UserError(f"training needs deepspeed ({error}); install it with: pip install 'jmp-ds[train]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Renamed collectives that DeepSpeed still calls by their old names: nothing that the user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,16 +17,20 @@ class StopRequest:
     """Whether somebody asked this process to stop.
 
     A second signal, or `grace` seconds without reaching a boundary, ends the process at once: a hung step must not
-    hold a job that was told to leave.
+    hold a job that was told to leave. Signals that come within `burst` seconds count as one: Ctrl-C reaches the
+    processes from the terminal, and once more from the deepspeed launcher.
 
     Args:
         grace: seconds.
         on_abort: called with the reason before the process is ended.
+        burst: seconds.
     """
 
-    def __init__(self, grace: float = 10.0, on_abort: Callable[[str], None] | None = None) -> None:
+    def __init__(self, grace: float = 10.0, on_abort: Callable[[str], None] | None = None, burst: float = 2.0) -> None:
         self.reason: str | None = None
         self._grace = grace
+        self._burst = burst
+        self._first = 0.0
         self._on_abort = on_abort
         self._timer: threading.Timer | None = None
         self._process = os.getpid()
@@ -61,8 +66,10 @@ class StopRequest:
             return  # a data-loading child that inherited the handler: its parent decides
         name = signal.Signals(number).name
         if self.requested:
-            self._abort(number, f"{name} after {self.reason}")
-        self.reason = name
+            if time.monotonic() - self._first > self._burst:
+                self._abort(number, f"{name} after {self.reason}")
+            return
+        self.reason, self._first = name, time.monotonic()
         reason = f"{name}, and no step boundary within {self._grace:g} s"
         self._timer = threading.Timer(self._grace, self._abort, (number, reason))
         self._timer.daemon = True

@@ -71,17 +71,18 @@ def test_threads() -> None:
     assert threads_per_process(0, 10 * cores) == 1
 
 
-def test_first_signal_asks_second_ends() -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.4])
+def test_first_signal_asks_second_ends(pause: float) -> None:
     pid = os.fork()
     if pid == 0:  # the child is the one that is ended
-        stop = StopRequest(grace=60.0)
+        stop = StopRequest(grace=60.0, burst=0.2)
         with stop.listening():
-            os.kill(os.getpid(), signal.SIGUSR1)
-            if stop.reason == "SIGUSR1":
-                os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(pause)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(5 if stop.reason == "SIGINT" else 6)
     _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+    assert os.waitstatus_to_exitcode(status) == (128 + signal.SIGTERM if pause else 5)
 
 
 @pytest.mark.parametrize("boundary", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,3 +297,18 @@ def damaged(processes: Processes, out: str) -> None:
     said = processes.gather(loaded)
     if processes.first:
         (Path(out) / "damaged.json").write_text(json.dumps({"names": names, "loaded": said}))
+
+
+def launched(out: str, pause: float) -> None:
+    """A run as a launcher starts it, slow enough to be interrupted."""
+    processes = start_processes("cpu", 1)
+    loop = make_loop(processes, Path(out))
+    window = loop._window
+
+    def slow(*arguments: Any) -> str | None:
+        time.sleep(pause)
+        return window(*arguments)
+
+    loop._window = slow
+    loop.run()
+    stop_processes()
