@@ -143,8 +143,8 @@ def test_full_disk_ends_the_run_on_all_and_leaves_the_older_checkpoint(loops: Pa
     assert outcome.status == "failed"
 
 
-def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
-    phases = ("write", "commit")
+@pytest.mark.parametrize("phases", [("commit",), pytest.param(("write", "commit"), marks=pytest.mark.slow)])
+def test_killed_while_writing_a_checkpoint(tmp_path: Path, phases: tuple[str, ...]) -> None:
 
     def start(name: str, phase: str) -> Any:
         return launch(1, "training_loops:killed", {"out": str(tmp_path / name), "phase": phase})[0]
