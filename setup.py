@@ -1,4 +1,4 @@
-"""Where the two import packages lie: `jmp_ds` here, `jmp_kernels` under kernels/. Everything else is in pyproject.toml."""
+"""Where the import packages lie: `jmp_ds` here, its `ds_configs` and `jmp_kernels` beside it. The rest is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
@@ -6,6 +6,8 @@ setup(
     packages=[
         *find_packages(include=["jmp_ds", "jmp_ds.*"]),
         *find_packages("kernels", include=["jmp_kernels", "jmp_kernels.*"]),
+        "jmp_ds.ds_configs",
     ],
-    package_dir={"jmp_kernels": "kernels/jmp_kernels"},
+    package_data={"jmp_ds.ds_configs": ["*.json"]},
+    package_dir={"jmp_kernels": "kernels/jmp_kernels", "jmp_ds.ds_configs": "ds_configs"},
 )

@@ -9,13 +9,14 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jmp_ds.errors import UserError
 
 #: Files that come with the project, by name.
-SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+SHIPPED = Path(str(resources.files("jmp_ds.ds_configs")))
 
 _NUMBER = (int, float)
 _AUTOCAST = {"enabled": bool, "dtype": str, "lower_precision_safe_modules": list}

@@ -1,0 +1,1 @@
+"""DeepSpeed configurations that come with the package; README.md explains each."""
