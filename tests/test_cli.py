@@ -112,12 +112,6 @@ MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("out of range", "pretrain", "train.ema=1.5", "train.ema: must be less than 1"),
     ("not a choice", "pretrain", "model.preset=jmp-xl", "must be 'tiny', 'jmp-s' or 'jmp-l'"),
     ("both clippings", "pretrain", "train={epochs: 1, clip_norm: 1.0, clip_value: 1.0}", "and `clip_value` both set"),
-    (
-        "plateau in steps",
-        "pretrain",
-        "train={steps: 5, schedule: {kind: warmup_cosine_plateau}}",
-        "give `epochs` instead of `steps`",
-    ),
     ("both lengths", "pretrain", "train={epochs: 1, steps: 5}", "`epochs` and `steps` both set"),
     ("both batch rules", "pretrain", "sampling.batch={edges: 5, structures: 5}", "give either `edges` or `structures`"),
     ("no target", "pretrain", "tasks.slim={store: x}", "nothing to learn"),

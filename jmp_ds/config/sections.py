@@ -155,8 +155,6 @@ class TrainConfig(Section):
             raise ValueError("`epochs` and `steps` both set: give one of them")
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("`clip_norm` and `clip_value` both set: give one of them")
-        if self.steps is not None and self.schedule.kind == "warmup_cosine_plateau":
-            raise ValueError("`schedule.kind: warmup_cosine_plateau` counts epochs: give `epochs` instead of `steps`")
         return self
 
 
