@@ -1,4 +1,4 @@
-"""The quickstart: pre-train on four demonstration domains, fine-tune on three other sets, compare with training from scratch.
+"""The quickstart: pre-train on four demonstration domains, fine-tune on three other sets, compare with scratch.
 
 Everything goes through the `jmp-ds` command line; the commands are printed, and every run leaves its own folder with its
 configuration, curves and report. The data are made with a semi-empirical method: a demonstration, of no scientific use.
