@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from jmp_ds import __version__
 from jmp_ds.data.demo.jobs import Job, Outcome, become_worker, run_job
 from jmp_ds.data.demo.labelling import require_tblite
 from jmp_ds.data.demo.plan import SETS, DemoSet, check_sizes, default_sizes
+from jmp_ds.data.demo.shipped import append_in_blocks
 from jmp_ds.data.record import Record
 from jmp_ds.data.store import StoreWriter, is_store
 from jmp_ds.errors import UserError
@@ -160,8 +161,9 @@ def _make_set(
     jobs = 0
     seen: set[str] = set()
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[Record] = []
     with StoreWriter(path, metadata(entry, seed, size, command), overwrite=True) as writer:
-        for outcome in _outcomes(entry, size, seed, pool, ahead, writer):
+        for outcome in _outcomes(entry, size, seed, pool, ahead, kept):
             jobs += 1
             skipped.update(outcome.skipped)
             records: tuple[Record, ...] = outcome.records
@@ -170,15 +172,16 @@ def _make_set(
                     skipped["duplicate"] += len(records)
                     records = ()
                 seen.add(outcome.unique)
-            writer.append(records[: size - len(writer)])
-            bars.update(bar, completed=len(writer))
+            kept.extend(records[: size - len(kept)])
+            bars.update(bar, completed=len(kept))
+        append_in_blocks(writer, kept)
     return SetReport(path, size, jobs, dict(sorted(skipped.items())), time.monotonic() - start)
 
 
 def _outcomes(
-    entry: DemoSet, size: int, seed: int, pool: ProcessPoolExecutor, ahead: int, writer: StoreWriter
+    entry: DemoSet, size: int, seed: int, pool: ProcessPoolExecutor, ahead: int, kept: Sized
 ) -> Iterator[Outcome]:
-    """Outcomes of jobs 0, 1, 2, … in order until the writer has `size` records; at most `ahead` jobs are under way.
+    """Outcomes of jobs 0, 1, 2, … in order until `size` records are kept; at most `ahead` jobs are under way.
 
     Raises:
         UserError: more than ten times the jobs that should do were not enough.
@@ -186,11 +189,11 @@ def _outcomes(
     pending: deque[Future[Outcome]] = deque()
     number = 0
     most = 10 * (size // entry.frames + 1) + 20
-    while len(writer) < size:
-        while len(pending) < ahead and (not pending or len(writer) + len(pending) * entry.frames < size):
+    while len(kept) < size:
+        while len(pending) < ahead and (not pending or len(kept) + len(pending) * entry.frames < size):
             if number == most:
                 raise UserError(
-                    f"demonstration data: {number} jobs gave only {len(writer)} of {size} structures of {entry.name}; "
+                    f"demonstration data: {number} jobs gave only {len(kept)} of {size} structures of {entry.name}; "
                     "the set has too few different members: ask for a smaller size"
                 )
             pending.append(pool.submit(run_job, Job(entry.name, seed, number)))

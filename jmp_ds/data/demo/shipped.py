@@ -11,8 +11,10 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,8 @@ from jmp_ds.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+#: Records per transaction when a demonstration store is written.
+BLOCK = 512
 
 
 def demo_set_path() -> Path:
@@ -99,7 +103,7 @@ def unpack_demo(
     for name, entry in manifest["sets"].items():
         stores[name].parent.mkdir(parents=True, exist_ok=True)
         with StoreWriter(stores[name], entry["metadata"], overwrite=overwrite) as writer:
-            writer.append(read_packed(folder / entry["file"]))
+            append_in_blocks(writer, read_packed(folder / entry["file"]))
     return stores
 
 
@@ -148,6 +152,19 @@ def pack_demo(stores: str | Path, destination: str | Path, *, command: str) -> d
     return manifest
 
 
+def append_in_blocks(writer: StoreWriter, records: Iterable[Record]) -> None:
+    """Append in blocks of one size: a shard's bytes, and so the store's fingerprint, depend on its transactions."""
+    for block in batched(records, BLOCK):
+        writer.append(block)
+
+
+def batched(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Consecutive records in lists of `size`, the last one shorter."""
+    rest = iter(records)
+    while block := list(islice(rest, size)):
+        yield block
+
+
 def read_packed(path: str | Path) -> Iterator[Record]:
     """Records of one packed set, in order.
 
@@ -158,7 +175,7 @@ def read_packed(path: str | Path) -> Iterator[Record]:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
         texts: list[tuple[str, str, dict[str, str | float | int]]] = json.loads(data["texts"].tobytes().decode())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"demonstration data: {path} cannot be read: {error}") from error
     ends = np.cumsum(data["natoms"])
     scalars = [name.removeprefix("scalar:") for name in data if name.startswith("scalar:")]
@@ -185,7 +202,7 @@ def read_packed(path: str | Path) -> Iterator[Record]:
 
 def _arrays(records: list[Record]) -> dict[str, NDArray[Any]]:
     """The arrays of one packed set."""
-    texts = json.dumps([[r.id, r.group, dict(r.info)] for r in records], separators=(",", ":"), sort_keys=True)
+    texts = json.dumps([[r.id, r.group, dict(r.info)] for r in records], separators=(",", ":"))
     arrays: dict[str, NDArray[Any]] = {
         "natoms": np.array([r.natoms for r in records], dtype=np.int32),
         "numbers": np.concatenate([r.atomic_numbers for r in records]),
