@@ -85,14 +85,13 @@ def _counts(material: Material) -> list[str]:
 def run_curves(lines: list[dict[str, Any]], label: str = "") -> dict[str, list[Curve]]:
     """Panels from metrics.jsonl: training loss and primary validation metric over epochs.
 
-    Validation lines carry no epoch; the one of the training line with the nearest step is taken.
+    Validation lines carry no epoch; it follows from the last training line, as steps are nearly equal.
     """
     train = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
     val = [line for line in lines if line["kind"] == "validate" and line.get("primary") is not None]
-    epochs = {line["step"]: line["epoch"] for line in train}
     panels = {"training loss": [Curve(label, [t["epoch"] for t in train], [t["loss"] for t in train])]}
-    if val and epochs:
-        x = [epochs[min(epochs, key=lambda step: abs(step - line["step"]))] for line in val]
+    if val and train:
+        x = [line["step"] * train[-1]["epoch"] / train[-1]["step"] for line in val]
         panels["validation (in units of the labels' scale)"] = [Curve(label, x, [line["primary"] for line in val])]
     return panels
 
