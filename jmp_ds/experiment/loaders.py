@@ -19,7 +19,7 @@ from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.sources import Source, open_source
 from jmp_ds.experiment.sets import TaskData
 from jmp_ds.graphs.settings import GraphSettings
-from jmp_ds.models.scaling import fit_scale_factors, scale_factors, set_scale_factors, unfitted
+from jmp_ds.models.scaling import fit_scale_factors, scale_factors, unfitted
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.processes import Processes
@@ -129,14 +129,13 @@ def fit_scales(
     missing = unfitted(model)
     if not missing:
         return {}
-    known = {name: float(m.scale_factor) for name, m in scale_factors(model).items() if name not in missing}
+    known = [name for name in scale_factors(model) if name not in missing]
     batches = [step.batches[0].to(device) for step in islice(loader, num_batches)]
     model.to(device).eval()
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task("fitting scale factors", total=len(scale_factors(model)))
-        values = fit_scale_factors(model, _runner(model, batches), len(batches), lambda name, value: bar.advance(task))
-    set_scale_factors(model, known.items())
-    return {name: values.get(name, 1.0) for name in missing}
+        task = bar.add_task("fitting scale factors", total=len(missing))
+        show = lambda name, value: bar.advance(task)  # noqa: E731
+        return fit_scale_factors(model, _runner(model, batches), len(batches), show, keep=known)
 
 
 def _runner(model: MultiTaskModel, batches: Sequence[object]) -> Callable[[int], None]:

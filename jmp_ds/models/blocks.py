@@ -35,8 +35,7 @@ class AtomUpdate(nn.Module):
     def forward(self, graph: Graph, m: Tensor, rad: Tensor, kept: float = 1.0) -> Tensor:
         """Edges [E, edge] to atoms [N, atom]; sums are divided by `kept`, the share of edges that was not dropped."""
         x = m * F.linear(rad.to(self.dense_rbf.weight.dtype), self.scale_sum(self.dense_rbf.weight))
-        total = segment_sum(x.to(rad.dtype), graph.main.by_target)
-        self.scale_sum.observe(m, total)
+        total = self.scale_sum.observe(m, segment_sum(x.to(rad.dtype), graph.main.by_target))
         if kept != 1.0:
             total = total / kept
         out: Tensor = self.layers(total.to(m.dtype))

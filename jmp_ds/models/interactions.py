@@ -47,8 +47,7 @@ class EdgeUp(nn.Module):
 def gated(x: Tensor, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor) -> Tensor:
     """Features times their radial gate, [R, C]: x ⊙ (rad Wᵀ), scaled."""
     y = x * F.linear(rad.to(mlp_rbf.weight.dtype), scale(mlp_rbf.weight))
-    scale.observe(x, y)
-    return y
+    return scale.observe(x, y)
 
 
 def contracted(o: Tensor, like: Tensor, layer: Dense, scale: ScaleFactor) -> Tensor:
@@ -82,7 +81,7 @@ class TripletInteraction(EdgeUp):
             moments = segment_outer(tables.harmonics, x, graph.main.by_target)
             o = triplet_read_out(graph, tables.e2e, moments, x)
         y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
+        y = self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
         return self.up(y, graph.reverse)
 
 
@@ -107,7 +106,7 @@ class AtomEdgeInteraction(EdgeUp):
             moments = segment_outer(tables.harmonics_a2ee2a, x, graph.a2ee2a.by_target)
             o = triplet_read_out(graph, tables.a2e, moments, _twins(graph, x))
         y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
+        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
         return self.up(y, graph.reverse)
 
     @staticmethod
@@ -138,7 +137,7 @@ class EdgeAtomInteraction(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             o = torch.bmm(tables.e2a_readout, segment_outer(tables.e2a_moments, x, graph.main.by_target))
         y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
+        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
         return self.up_projection_ca(y)
 
     @staticmethod
@@ -165,7 +164,7 @@ class AtomInteraction(nn.Module):
             of_pair = x.to(tables.rad_a2a.dtype).index_select(0, graph.pairs.source)
             o = segment_outer(tables.rad_a2a, of_pair, graph.pairs.by_target)
         y = contracted(o, h, self.bilinear, self.scale_rbf_sum)
-        self.scale_rbf_sum.observe(x, y, lambda: torch.bincount(graph.a2a.source, minlength=graph.num_atoms))
+        y = self.scale_rbf_sum.observe(x, y, lambda: torch.bincount(graph.a2a.source, minlength=graph.num_atoms))
         return self.up_projection(y)
 
 
@@ -191,16 +190,14 @@ class QuadrupletInteraction(EdgeUp):
             y = self._messages(graph, tables, x.to(tables.harmonics.dtype))
             o = self._read_out(graph, tables, y)
         out = contracted(o, m, self.mlp_sbf.bilinear, self.scale_sbf_sum)
-        self.scale_sbf_sum.observe(y, out, lambda: self._counts(graph))
+        out = self.scale_sbf_sum.observe(y, out, lambda: self._counts(graph))
         return self.up(out, graph.reverse)
 
     def _messages(self, graph: Graph, tables: BasisTables, x: Tensor) -> Tensor:
         """y of every in-triplet d→b→a: the feature of d→b times its angular gate, [R_in, quad_in]."""
         of_triplet = x.index_select(0, graph.quadruplets.in_edge)
         gate = tables.quadruplet.circular @ self.scale_cbf(self.mlp_cbf.weight).to(x.dtype).T
-        y = of_triplet * gate
-        self.scale_cbf.observe(of_triplet, y)
-        return y
+        return self.scale_cbf.observe(of_triplet, of_triplet * gate)
 
     @staticmethod
     def _read_out(graph: Graph, tables: BasisTables, y: Tensor) -> Tensor:

@@ -7,10 +7,15 @@ fitted; a model with such a factor must not be used (`unfitted` names them).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+#: Takes the rows before an operation, those after, and how often each row before counts; gives the rows to go on with.
+Observer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class ScaleFactor(nn.Module):
@@ -24,22 +29,23 @@ class ScaleFactor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale_factor", torch.zeros(()))
-        self.observer: Callable[[Tensor, Tensor, Tensor | None], None] | None = None
+        self.observer: Observer | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight times the factor."""
         return weight * self.scale_factor.to(weight.dtype)
 
-    def observe(self, reference: Tensor, output: Tensor, counts: Callable[[], Tensor] | None = None) -> None:
-        """Show an observer, if there is one, the tensor before the operation and after it.
+    def observe(self, reference: Tensor, output: Tensor, counts: Callable[[], Tensor] | None = None) -> Tensor:
+        """Show an observer, if there is one, the tensor before the operation and after it; the output to go on with.
 
         Args:
             reference: [R, C] rows before.
-            output: [R', C'] rows after.
+            output: [R', C'] rows after, linear in the factor.
             counts: makes [R], how often every row of the reference enters the published (enumerated) variance.
         """
-        if self.observer is not None:
-            self.observer(reference.detach(), output.detach(), counts() if counts else None)
+        if self.observer is None:
+            return output
+        return self.observer(reference, output, counts() if counts else None)
 
 
 def scale_factors(model: nn.Module) -> dict[str, ScaleFactor]:
@@ -52,15 +58,12 @@ def unfitted(model: nn.Module) -> list[str]:
     return [name for name, m in scale_factors(model).items() if float(m.scale_factor) == 0.0]
 
 
-class _Fitted(Exception):
-    """Ends a forward pass once the observed factor has been reached."""
-
-
+@dataclass
 class _Variance:
     """Row-weighted mean over features of the unbiased variance over rows, over several batches."""
 
-    def __init__(self) -> None:
-        self.total, self.rows = 0.0, 0.0
+    total: float = 0.0
+    rows: float = 0.0
 
     def add(self, x: Tensor, counts: Tensor | None) -> None:
         x = x.double().reshape(-1, x.shape[-1])
@@ -79,74 +82,108 @@ class _Variance:
 
 def fit_scale_factors(
     model: nn.Module,
-    run: Callable[[int], None],
+    run: Callable[[int], object],
     num_batches: int,
     progress: Callable[[str, float], None] | None = None,
+    *,
+    keep: Iterable[str] = (),
 ) -> dict[str, float]:
-    """Fit every factor, one after the other, each with the earlier ones in place (specification section 6).
+    """Fit factors one after the other, each with the earlier ones in place (specification section 6).
 
-    A factor is sqrt(variance before / variance after) of its operation. Where a batch set never reaches an operation
-    (no quadruplets, say), or its output does not vary, the factor is 1.
+    A factor is sqrt(variance before / variance after) of its operation over all batches. Where no batch reaches an
+    operation (no quadruplets, say), or its output does not vary, the factor is 1. Every batch is evaluated once: its
+    evaluation waits at each factor for those of the other batches, then all go on with the factor's value.
 
     Args:
-        model: whatever holds the factors; all of them are fitted anew.
-        run: evaluates the model on batch number k (0 … num_batches-1); called without gradients.
+        model: whatever holds the factors.
+        run: evaluates the model on batch number k (0 … num_batches-1); called without gradients, one at a time.
         num_batches: how many batches (published: 16).
-        progress: called with the factor's name and its value.
+        progress: called with each factor's name and value, in the order of computation.
+        keep: names of factors that keep the value they have.
 
     Returns:
-        The values by name.
+        The fitted values by name.
+
+    Raises:
+        ValueError: no batches.
     """
-    factors = scale_factors(model)
-    for factor in factors.values():
+    if num_batches < 1:
+        raise ValueError("scale factors cannot be fitted without structures")
+    fitted = {name: f for name, f in scale_factors(model).items() if name not in set(keep)}
+    for factor in fitted.values():
         factor.scale_factor.fill_(1.0)
-    values = {}
-    for name in _order_of_use(factors, run):
-        values[name] = _fit_one(factors[name], run, num_batches)
-        factors[name].scale_factor.fill_(values[name])
-        if progress:
-            progress(name, values[name])
-    return values
+    return _Lockstep(fitted, num_batches, progress).fit(run)
 
 
-def _order_of_use(factors: dict[str, ScaleFactor], run: Callable[[int], None]) -> list[str]:
-    """Names in the order in which one evaluation reaches them."""
-    reached: list[str] = []
+class _Lockstep:
+    """Evaluations of all batches, each in its own thread, that meet at every factor; only one computes at a time."""
 
-    def recorder(name: str) -> Callable[[Tensor, Tensor, Tensor | None], None]:
-        return lambda reference, output, counts: reached.append(name)
+    def __init__(
+        self, factors: Mapping[str, ScaleFactor], num_batches: int, progress: Callable[[str, float], None] | None
+    ) -> None:
+        self._factors, self._progress = factors, progress
+        self._values: dict[str, float] = {}
+        self._name = ""
+        self._seen: list[tuple[_Variance, _Variance]] = [(_Variance(), _Variance())] * num_batches
+        self._failure: list[BaseException] = []
+        self._turn = threading.Lock()
+        self._meeting = threading.Barrier(num_batches, action=self._settle)
+        self._batch = threading.local()
 
-    try:
-        for name, factor in factors.items():
-            factor.observer = recorder(name)
-        with torch.no_grad():
-            run(0)
-    finally:
-        for factor in factors.values():
-            factor.observer = None
-    return reached
+    def fit(self, run: Callable[[int], object]) -> dict[str, float]:
+        for name, factor in self._factors.items():
+            factor.observer = self._observer(name, factor)
+        threads = [threading.Thread(target=self._evaluate, args=(run, k)) for k in range(len(self._seen))]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for factor in self._factors.values():
+                factor.observer = None
+        if self._failure:
+            raise self._failure[0]
+        return self._values
 
+    def _evaluate(self, run: Callable[[int], object], number: int) -> None:
+        self._batch.number = number
+        try:
+            with self._turn, torch.no_grad():
+                run(number)
+        except threading.BrokenBarrierError:
+            pass  # another evaluation failed, and its error is kept
+        except BaseException as error:
+            self._failure.append(error)
+            self._meeting.abort()
 
-def _fit_one(factor: ScaleFactor, run: Callable[[int], None], num_batches: int) -> float:
-    before, after = _Variance(), _Variance()
+    def _observer(self, name: str, factor: ScaleFactor) -> Observer:
+        def observer(reference: Tensor, output: Tensor, counts: Tensor | None) -> Tensor:
+            before, after = _Variance(), _Variance()
+            before.add(reference, counts)
+            after.add(output, None)
+            self._seen[self._batch.number] = before, after
+            self._name = name
+            self._turn.release()
+            try:
+                self._meeting.wait()
+            finally:
+                self._turn.acquire()
+            return output * factor.scale_factor.to(output.dtype)
 
-    def observer(reference: Tensor, output: Tensor, counts: Tensor | None) -> None:
-        before.add(reference, counts)
-        after.add(output, None)
-        raise _Fitted
+        return observer
 
-    factor.observer = observer
-    try:
-        for k in range(num_batches):
-            with torch.no_grad():
-                try:
-                    run(k)
-                except _Fitted:
-                    continue
-    finally:
-        factor.observer = None
-    ratio = before.value() / after.value() if after.value() > 0.0 else math.nan
-    return math.sqrt(ratio) if math.isfinite(ratio) and ratio > 0.0 else 1.0
+    def _settle(self) -> None:
+        """All batches have reached the same factor: give it its value."""
+        before, after = (
+            _Variance(sum(v.total for v in side), sum(v.rows for v in side)) for side in zip(*self._seen, strict=True)
+        )
+        ratio = before.value() / after.value() if after.value() > 0.0 else math.nan
+        value = math.sqrt(ratio) if math.isfinite(ratio) and ratio > 0.0 else 1.0
+        self._factors[self._name].scale_factor.fill_(value)
+        self._values[self._name] = value
+        if self._progress:
+            self._progress(self._name, value)
 
 
 def set_scale_factors(model: nn.Module, values: Iterable[tuple[str, float]]) -> None:

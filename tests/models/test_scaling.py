@@ -52,7 +52,12 @@ def test_quadruplets_are_counted_exactly(name: str) -> None:
 def observed(model: torch.nn.Module, run: object) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     seen: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     for name, factor in scale_factors(model).items():
-        factor.observer = lambda x, y, counts, name=name: seen.__setitem__(name, (x, y, counts))
+
+        def observer(x: Tensor, y: Tensor, counts: Tensor | None, name: str = name) -> Tensor:
+            seen[name] = x, y, counts
+            return y
+
+        factor.observer = observer
     run()  # type: ignore[operator]
     for factor in scale_factors(model).values():
         factor.observer = None
@@ -116,3 +121,29 @@ def test_fitted_factors_bring_variances_together() -> None:
         for name, (x, y, counts) in observed(model, lambda: model(batch)).items():
             ratio = enumerated_variance(y, None) / enumerated_variance(x, counts)
             assert 0.99 < ratio < 1.01, name
+
+
+def test_factors_that_have_a_value_can_be_kept() -> None:
+    model = model_for(GraphSettings(cutoff=6.0))
+    batch = batch_for(model, [structure(molecule("CH3CH2OH"))])
+    kept = "backbone.out_blocks.0.scale_sum"
+    set_scale_factors(model, [(kept, 3.0)])
+    values = fit_scale_factors(model, lambda k: model(batch), 1, keep=[kept])
+    assert kept not in values
+    assert float(scale_factors(model)[kept].scale_factor) == 3.0
+
+
+def test_a_failing_batch_ends_the_fit_with_its_error() -> None:
+    model = model_for(GraphSettings(cutoff=6.0))
+    batch = batch_for(model, [structure(molecule("CH3CH2OH"))])
+
+    def run(k: int) -> object:
+        if k == 1:
+            raise RuntimeError("no such batch")
+        return model(batch)
+
+    with pytest.raises(RuntimeError, match="no such batch"):
+        fit_scale_factors(model, run, 3)
+    assert all(factor.observer is None for factor in scale_factors(model).values())
+    with pytest.raises(ValueError, match="without structures"):
+        fit_scale_factors(model, run, 0)
