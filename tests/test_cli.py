@@ -262,3 +262,42 @@ def test_doctor_reports() -> None:
     result = run("doctor")
     assert result.exit_code == 0
     assert "torch" in result.output
+
+
+def test_import_and_predict_as_a_black_box(tmp_path: Path) -> None:
+    """The two fixed forms, in processes of their own: a published file in full size, then energies and forces."""
+    import numpy as np
+    from ase import Atoms
+    from ase.io import read, write
+    from golden_systems import recorded
+    from inference.test_import_jmp import recipe_state
+    from published_files import averaged
+    from published_files import write as write_published
+
+    state = {**recipe_state("jmp-s"), "foreign.key": torch.zeros(2)}
+    file = write_published(tmp_path / "jmp-s.pt", state, averaged(state, 0.0))
+    program = [sys.executable, "-m", "jmp_ds.cli"]
+    command = [*program, "import-jmp", str(file), str(tmp_path / "bundle"), "--preset", "jmp-s"]
+    imported = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert imported.returncode == 0, imported.stderr
+    assert "unmatched: foreign.key" in imported.stderr
+    inputs, reference = recorded("ethanol"), recorded("full_size_recipe_weights")
+    write(tmp_path / "in.xyz", Atoms(inputs["Z"], inputs["pos"]), format="extxyz")
+    options = ["--task", "ani1x", "--dtype", "float64", "--device", "cpu"]
+    command = [
+        *program,
+        "predict",
+        str(tmp_path / "bundle"),
+        str(tmp_path / "in.xyz"),
+        str(tmp_path / "out.xyz"),
+        *options,
+    ]
+    predicted = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert predicted.returncode == 0, predicted.stderr
+    atoms = read(tmp_path / "out.xyz")
+    task = next(t for t in load_bundle(tmp_path / "bundle").tasks if t.name == "ani1x")
+    energy = reference["S_ethanol_f64_energy"][0, 2] * task.scale("energy")
+    forces = reference["S_ethanol_f64_forces"][:, :, 2] * task.scale("forces")
+    # The input file has eight decimals.
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-5)
+    assert np.abs(atoms.get_forces() - forces).max() < 1e-5
