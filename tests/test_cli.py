@@ -121,6 +121,7 @@ MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("cutoff beyond the grid", "pretrain", "tasks.molecules.graph.cutoff=15.0", "exceeds the radial grid"),
     ("unknown size", "pretrain", "model.overrides={num_block: 3}", "unknown size; did you mean 'num_blocks'?"),
     ("bad size", "pretrain", "model.overrides={num_blocks: 0}", "num_blocks must be at least 1"),
+    ("operators that are not there", "pretrain", "model.kernels=triton", "there are no Triton operators"),
     ("no DeepSpeed file", "pretrain", "engine.deepspeed=nowhere.json", "engine.deepspeed: no file nowhere.json"),
     ("misspelt DeepSpeed key", "pretrain", _spoil_deepspeed, "did you mean gradient_clipping?"),
     ("run folder is a file", "pretrain", lambda f: f"run.dir={f / 'file'}", "is a file; name a folder"),

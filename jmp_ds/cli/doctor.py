@@ -66,7 +66,7 @@ def _machine() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("cores", str(cores)),
         ("GPUs", ", ".join(gpus) or "none: everything runs on the CPU"),
-        ("kernels", "Triton" if gpus and _version("triton") else "PyTorch"),
+        ("kernels", "PyTorch"),
     ]
     shared = Path("/dev/shm")
     if shared.is_dir():

@@ -136,7 +136,9 @@ def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> Backbon
 
 
 def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, model: ModelConfig) -> BackboneConfig:
-    """The force branch where a task has direct forces; recomputation as asked for."""
+    """The force branch where a task has direct forces; recomputation as asked for; operators that there are."""
+    if model.kernels == "triton":
+        raise resolved.complaint("model.kernels", "there are no Triton operators in this version; use auto or torch")
     tasks = resolved.config.tasks.values()
     direct = any(t.forces is not None and t.forces.kind == "direct" for t in tasks)
     return replace(
