@@ -60,7 +60,7 @@ TARGETS = {
             "forces": {"kind": "gradient", "weight": 10},
             "split": {"train": 0.25, "val": 0.1, "test": 0.3},
         },
-        8,
+        6,
         {"forces_mae": "meV/Å", "energy_mae_per_atom": "meV/atom"},
     ),
     "dipeptide": Target(
@@ -69,7 +69,7 @@ TARGETS = {
             "forces": {"kind": "direct", "weight": 10},
             "split": {"train": 0.34, "val": 0.1, "test": 0.33},
         },
-        8,
+        6,
         {"forces_mae": "meV/Å", "energy_mae_per_atom": "meV/atom"},
     ),
     "gaps": Target(
@@ -77,7 +77,7 @@ TARGETS = {
             "scalar": {"label": "gap", "unit": "eV", "reduction": "mean"},
             "split": {"train": 0.4, "val": 0.15, "test": 0.4},
         },
-        8,
+        6,
         {"gap_mae": "eV"},
     ),
 }

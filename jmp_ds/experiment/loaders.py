@@ -104,7 +104,7 @@ def eval_loader(
 
 def fit_loader(config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source]) -> TrainLoader:
     """Batches for `fit_scales`: all tasks mixed, a quarter of a training batch each, as one process draws them."""
-    edges = max(1000, (config.sampling.batch.edges or 0) // 4)
+    edges = max(500, (config.sampling.batch.edges or 0) // 4)
     seed, temperature = config.run.seed, config.sampling.temperature
     return TrainLoader(sources, graphs_of(tasks), EdgeBudget(edges), seed=seed, epochs=1, temperature=temperature)
 
