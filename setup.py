@@ -1,4 +1,4 @@
-"""Where the import packages lie: `jmp_ds` here, its `ds_configs` and `jmp_kernels` beside it. The rest is in pyproject.toml."""
+"""Where the import packages lie: `jmp_ds` here, `ds_configs` and `jmp_kernels` beside it. The rest: pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -22,7 +22,7 @@ class EnergyTarget:
 
     Attributes:
         weight: factor of the absolute error of the normalised energy in the loss; 0 evaluates it without training it.
-        bias: whether the hidden layers of the head have biases (published: yes in pre-training, no in energy/force fine-tuning).
+        bias: whether the hidden layers of the head have biases (published: in pre-training, not in fine-tuning on forces).
     """
 
     weight: float = 1.0
