@@ -302,3 +302,15 @@ def test_import_and_predict_as_a_black_box(tmp_path: Path) -> None:
     # The input file has eight decimals.
     assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-5)
     assert np.abs(atoms.get_forces() - forces).max() < 1e-5
+
+
+def test_a_stopped_run_has_its_own_exit_code_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    from jmp_ds.training.outcome import Outcome
+
+    outcomes = iter([Outcome("stopped", "SIGTERM", 7, 70), Outcome("finished", "end of the run", 9, 90)])
+    monkeypatch.setattr("jmp_ds.pretrain.run_pretrain", lambda resolved, checked: next(outcomes))
+    result = run("pretrain", folder / "pretrain.yaml")
+    assert (result.exit_code, "stopped at step 7 (SIGTERM)" in result.stderr) == (3, True)
+    assert run("pretrain", folder / "pretrain.yaml").exit_code == 0

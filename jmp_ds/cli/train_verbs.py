@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jmp_ds.cli.base import MISTAKE
 from jmp_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from jmp_ds.training.outcome import Outcome
+
+#: Exit code of a run that was asked to stop and can be continued.
+STOPPED = 3
 
 Words = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY.SUB=VALUE]...", show_default=False)]
 Recipe = Annotated[str | None, typer.Option(help="recipe that lies under the file; a name or a YAML file")]
@@ -21,7 +27,7 @@ def pretrain(words: Words, recipe: Recipe = None, processes: Processes = 1, chec
     """Train one network on several tasks from random weights.
 
     CONFIG is a YAML file; KEY.SUB=VALUE (YAML syntax) wins over it, e.g. `train.optimizer.lr=1e-4`. A run folder that
-    holds a checkpoint is resumed.
+    holds a checkpoint is resumed. Exit codes: 0 finished, 2 a mistake in what was asked, 3 stopped on request.
     """
     from jmp_ds.config import load_pretrain
     from jmp_ds.config.checks import check_pretrain
@@ -38,7 +44,7 @@ def pretrain(words: Words, recipe: Recipe = None, processes: Processes = 1, chec
         run_dirs = [Path(resolved.config.run.dir)]
         _launch(["pretrain", *_arguments(files, overrides, recipe)], processes, run_dirs, resolved.config.run.device)
     else:
-        run_pretrain(resolved, checked)
+        _finish(Path(resolved.config.run.dir), run_pretrain(resolved, checked))
 
 
 def finetune(words: Words, recipe: Recipe = None, processes: Processes = 1, check: Check = False) -> None:
@@ -65,7 +71,8 @@ def finetune(words: Words, recipe: Recipe = None, processes: Processes = 1, chec
     elif processes > 1:
         _launch(["finetune", *_arguments(files, overrides, recipe)], processes, folders, runs[0].config.run.device)
     else:
-        run_finetune(list(zip(runs, checked, strict=True)))
+        for folder, outcome in zip(folders, run_finetune(list(zip(runs, checked, strict=True))), strict=False):
+            _finish(folder, outcome)
 
 
 def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -101,3 +108,13 @@ def _launch(arguments: Sequence[str], processes: int, folders: Sequence[Path], d
             )
             typer.echo(f"jmp-ds: the run in {folder} failed: {reason}", err=True)
             raise typer.Exit(code if code > 0 else 1)
+        _finish(folder, outcome)
+
+
+def _finish(folder: Path, outcome: Outcome) -> None:
+    """A stopped run says how to go on, and has an exit code of its own; in launched processes the parent says it."""
+    from jmp_ds.cli.launching import launched
+
+    if outcome.status == "stopped" and not launched():
+        typer.echo(f"stopped at step {outcome.step} ({outcome.reason}); the same command goes on from there", err=True)
+        raise typer.Exit(STOPPED)
