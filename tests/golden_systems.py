@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jmp_ds.graphs.neighbors import EdgeLists
 from torch import Tensor
 
 from jmp_ds.graphs.assemble import Structure, batch_of
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.graph import collate_graph
+from jmp_ds.graphs.neighbors import EdgeLists
 from jmp_ds.graphs.settings import published
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
