@@ -7,14 +7,12 @@ format version). It is written as a whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from jmp_ds import __version__
 from jmp_ds.errors import UserError
+from jmp_ds.files import to_disk
 from jmp_ds.models.bases import Bases
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks.model import MultiTaskModel
@@ -88,7 +87,7 @@ class Bundle:
         model.load_state_dict({name: x.clone() for name, x in self.state.items()}, assign=True)
         _restore_tables(model)
         model = model.to(dtype).to(device).eval()
-        _restore_hooks(model)
+        model.backbone.register_gradient_division()  # parameters lost their hooks when they were put in place
         return model
 
 
@@ -198,17 +197,6 @@ def _restore_tables(model: MultiTaskModel) -> None:
         setattr(bases.get_submodule(owner), leaf, table)
 
 
-def _restore_hooks(model: MultiTaskModel) -> None:
-    """Register the published division of shared gradients anew: parameters lost it when they were put in place."""
-    if model.config.divide_shared_gradients:
-        for name, divisor in model.backbone.gradient_divisors().items():
-            model.backbone.get_parameter(name).register_hook(partial(_divided, divisor=divisor))
-
-
-def _divided(gradient: Tensor, divisor: float) -> Tensor:
-    return gradient / divisor
-
-
 def _write_files(bundle: Bundle, folder: Path) -> None:
     """Both files, on disk when this returns."""
     tensors = {name: x.detach().to("cpu").contiguous().clone() for name, x in bundle.state.items()}
@@ -223,7 +211,7 @@ def _write_files(bundle: Bundle, folder: Path) -> None:
     (folder / SPEC_FILE).write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     folder.chmod(0o755)
     for place in (folder / WEIGHTS_FILE, folder / SPEC_FILE, folder):
-        _to_disk(place)
+        to_disk(place)
 
 
 def _put_in_place(fresh: Path, path: Path) -> None:
@@ -241,21 +229,12 @@ def _put_in_place(fresh: Path, path: Path) -> None:
         finally:
             if path.exists():
                 shutil.rmtree(aside, ignore_errors=True)
-    _to_disk(path.parent)
+    to_disk(path.parent)
 
 
 def _aside(path: Path) -> str:
     """Start of the name of the folder that holds an old bundle while the new one is put in its place."""
     return f".{path.name}.old-"
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_spec(path: Path) -> dict[str, Any]:

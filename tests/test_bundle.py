@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path, mo
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    for name in ("save_file", "_to_disk"):
+    for name in ("save_file", "to_disk"):
         with monkeypatch.context() as patch:
             patch.setattr(bundles, name, full)
             with pytest.raises(UserError, match=r"best: cannot be written \(No space left"):

@@ -19,12 +19,12 @@ from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.experiment.evaluate import evaluate
 from jmp_ds.experiment.loaders import fit_scales, graphs_of
+from jmp_ds.files import write_json
 from jmp_ds.models.scaling import unfitted
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
-from jmp_ds.training.files import write_json
 from jmp_ds.training.processes import Place, Processes
 
 
@@ -55,7 +55,7 @@ def evaluate_bundle(
     print_table(f"{path} on {len(source)} structures of {store}", ("mean absolute error", "value", "unit"), rows)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
-        write_json(report / "metrics.json", found.metrics)
+        write_json(report / "metrics.json", found.metrics, finite=False)
         plot_parity(report / "parity.png", [panel for panel in found.parity if panel.reference.size])
 
 

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from jmp_ds.data.checks import UnitCheck, UnitVerdict
 from jmp_ds.data.conversion import ConversionReport
-from jmp_ds.data.files import write_json
 from jmp_ds.data.layout import is_store
 from jmp_ds.data.provenance import provenance
 from jmp_ds.data.readers import reader
@@ -27,6 +26,7 @@ from jmp_ds.data.readers.base import Block, Reader, ReaderOptions, Skip
 from jmp_ds.data.record import Record
 from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
+from jmp_ds.files import write_json
 
 #: A conversion of which nothing at all is good after this many structures is stopped.
 HOPELESS = 2000

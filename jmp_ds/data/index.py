@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.data.files import write_array, write_json
 from jmp_ds.data.progress import tracked
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
+from jmp_ds.files import write_array, write_json
 from jmp_ds.graphs.settings import GraphSettings
 
 #: Columns of the counts, in order.

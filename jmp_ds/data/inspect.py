@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from jmp_ds.data.files import sha256
 from jmp_ds.data.progress import tracked
 from jmp_ds.data.record import BadRecord, validate
 from jmp_ds.data.references import load_statistics
 from jmp_ds.data.store import Store, group_hash
 from jmp_ds.errors import UserError
+from jmp_ds.files import sha256
 
 _UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å³"}
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jmp_ds.data.files import sha256
 from jmp_ds.data.readers.base import Reader, ReaderOptions
+from jmp_ds.files import sha256
 
 _LISTED_SOURCES = 1000
 _UNIT = "unit:"

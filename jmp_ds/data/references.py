@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jmp_ds.data.files import write_json
 from jmp_ds.data.progress import tracked
 from jmp_ds.data.record import MAX_ATOMIC_NUMBER, Record
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
+from jmp_ds.files import write_json
 
 FloatArray = NDArray[np.float64]
 FILE = "statistics.json"

@@ -15,10 +15,10 @@ import lmdb
 import numpy as np
 
 from jmp_ds.data.codec import encode
-from jmp_ds.data.files import sha256, sync_folder, write_array, write_json
 from jmp_ds.data.layout import FORMAT_VERSION, MARKER, Shard, Summary, group_hash, is_store, key_of, shard_name
 from jmp_ds.data.record import Record
 from jmp_ds.errors import UserError
+from jmp_ds.files import sha256, to_disk, write_array, write_json
 
 SHARD_SIZE = 250_000
 _FIRST_MAP = 1 << 24
@@ -142,7 +142,7 @@ class StoreWriter:
         path = self.path / shard_name(len(self._shards))
         self._shards.append(Shard(path.name, self._in_shard, path.stat().st_size, sha256(path)))
         self._in_shard = 0
-        sync_folder(self.path)
+        to_disk(self.path)
 
 
 def _make_room(path: Path, overwrite: bool) -> None:
@@ -155,7 +155,7 @@ def _make_room(path: Path, overwrite: bool) -> None:
         if not overwrite:
             raise UserError(f"store {path}: there is a store already; choose another name or ask for it to be replaced")
         (path / MARKER).unlink(missing_ok=True)
-        sync_folder(path)
+        to_disk(path)
         for old in [*path.glob("shard-*.lmdb"), *(path / name for name in _OWN_FILES)]:
             old.unlink(missing_ok=True)
         shutil.rmtree(path / "index", ignore_errors=True)

@@ -13,9 +13,9 @@ from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.experiment.evaluate import Evaluation, evaluate
 from jmp_ds.experiment.loaders import eval_loader
 from jmp_ds.experiment.session import Material
+from jmp_ds.files import write_json
 from jmp_ds.report import Curve, markdown_table, plot_curves, plot_parity
 from jmp_ds.tasks.metrics import metric_units
-from jmp_ds.training.files import write_json
 from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
@@ -60,7 +60,7 @@ def _write(
     rows = [(name, unit, *(e.metrics.get(name, float("nan")) for e in found.values())) for name, unit in units.items()]
     header = ("mean absolute error", "unit", *found)
     numbers = {split: e.metrics for split, e in found.items()}
-    write_json(folder / "metrics.json", {"model": kind, "outcome": vars(outcome), "metrics": numbers})
+    write_json(folder / "metrics.json", {"model": kind, "outcome": vars(outcome), "metrics": numbers}, finite=False)
     shown = "last" if "test" not in found else "test"
     text = [
         f"# {run_dir.name}",

@@ -12,7 +12,7 @@ from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.yaml_files import parse_yaml, read_yaml
 from jmp_ds.errors import UserError
-from jmp_ds.training.files import write_atomically
+from jmp_ds.files import write_text
 
 NAME = "config.yaml"
 #: What may differ when a run is continued: it changes neither the order of structures nor the weights.
@@ -39,7 +39,7 @@ def settle_configuration(resolved: Resolved[TrainingConfig]) -> None:
                 "restore it, or name a new run.dir"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, text)
+    write_text(file, text)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -13,11 +13,11 @@ from jmp_ds.config.checks import Checked
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.tasks import TaskConfig
-from jmp_ds.data.files import write_json
 from jmp_ds.data.references import Statistics, fit_statistics, normalization
 from jmp_ds.data.splits import split, split_from_files
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
+from jmp_ds.files import write_json
 from jmp_ds.tasks.specs import Normalization, Task
 
 Ints = NDArray[np.int64]

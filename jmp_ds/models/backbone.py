@@ -58,7 +58,14 @@ class Backbone(nn.Module):
         self.out_mlp_E = OutMLP(c.emb_size_atom * depths, c.emb_size_atom, c.num_global_out_layers)
         if c.direct_forces:
             self.out_mlp_F = OutMLP(c.emb_size_edge * depths, c.emb_size_edge, c.num_global_out_layers)
-        if c.divide_shared_gradients:
+        self.register_gradient_division()
+
+    def register_gradient_division(self) -> None:
+        """Divide the gradients of shared basis tensors from now on, if the configuration says so.
+
+        Called again after parameters were replaced, which lose their hooks.
+        """
+        if self.config.divide_shared_gradients:
             for name, divisor in self.gradient_divisors().items():
                 self.get_parameter(name).register_hook(_divide_by(divisor))
 

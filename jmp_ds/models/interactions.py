@@ -6,6 +6,8 @@ basis tables; dense layers run in that of the features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jmp_kernels import expand_feature, segment_outer
 from torch import Tensor, nn
@@ -31,17 +33,9 @@ class Bilinear(nn.Module):
         return self.bilinear.weight
 
 
-class EdgeUp(nn.Module):
-    """Base of interactions that end on edges: two up-projections, one of them for the reverse edge."""
-
-    def __init__(self, size: int, edge: int) -> None:
-        super().__init__()
-        self.up_projection_ca = Dense(size, edge)
-        self.up_projection_ac = Dense(size, edge)
-
-    def up(self, y: Tensor, reverse: Tensor) -> Tensor:
-        """[E, out] to [E, edge]: (up_ca(y[e]) + up_ac(y[reverse of e]))/√2; swapped while still narrow."""
-        return (self.up_projection_ca(y) + self.up_projection_ac(y.index_select(0, reverse))) * INV_SQRT_2
+def up_to_edges(y: Tensor, reverse: Tensor, up_ca: Dense, up_ac: Dense) -> Tensor:
+    """[E, out] to [E, edge]: (up_ca(y[e]) + up_ac(y[reverse of e]))/√2; swapped while still narrow."""
+    return (up_ca(y) + up_ac(y.index_select(0, reverse))) * INV_SQRT_2
 
 
 def gated(x: Tensor, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor) -> Tensor:
@@ -60,54 +54,64 @@ def triplet_read_out(graph: Graph, read: ReadOut, moments: Tensor, twin: Tensor)
     return expand_feature(read.table, moments, graph.main.by_target) - read.own[:, :, None] * twin[:, None]
 
 
-class TripletInteraction(EdgeUp):
+class TripletLayers(nn.Module):
+    """The layers that the three triplet interactions have in common; names as published."""
+
+    def __init__(self, config: BackboneConfig, size: int, out: int) -> None:
+        """Layers for messages made of features of width `size`, ending on features of width `out`."""
+        super().__init__()
+        c = config
+        self.dense_ba = Dense(size, size)
+        self.mlp_rbf = Dense(c.emb_size_rbf, size, activation=False)
+        self.scale_rbf = ScaleFactor()
+        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
+        self.scale_cbf_sum = ScaleFactor()
+        self.down_projection = Dense(size, c.emb_size_trip_in)
+        self.up_projection_ca = Dense(c.emb_size_trip_out, out)
+
+    def down(self, x: Tensor, rad: Tensor, dtype: torch.dtype) -> Tensor:
+        """Radial gate and down-projection: [R, size] and [R, rbf] to [R, trip_in], in the precision of the tables."""
+        return self.down_projection(gated(x, rad, self.mlp_rbf, self.scale_rbf)).to(dtype)
+
+    def bilinear(self, o: Tensor, like: Tensor, x: Tensor, counts: Callable[[], Tensor]) -> Tensor:
+        """Read-outs [R, cbf, trip_in] to [R, trip_out]; `x` are the messages, `counts` the triplets each is part of."""
+        y = contracted(o, like, self.mlp_cbf.bilinear, self.scale_cbf_sum)
+        return self.scale_cbf_sum.observe(x, y, counts)
+
+
+class TripletInteraction(TripletLayers):
     """Edge→edge: o of c→a from all b→a of the main graph (specification 5.2)."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        c = config
-        super().__init__(c.emb_size_trip_out, c.emb_size_edge)
-        self.dense_ba = Dense(c.emb_size_edge, c.emb_size_edge)
-        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
-        self.scale_rbf = ScaleFactor()
-        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
-        self.scale_cbf_sum = ScaleFactor()
-        self.down_projection = Dense(c.emb_size_edge, c.emb_size_trip_in)
+        super().__init__(config, config.emb_size_edge, config.emb_size_edge)
+        self.up_projection_ac = Dense(config.emb_size_trip_out, config.emb_size_edge)
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
         """Edges [E, edge] to [E, edge]."""
-        x = self.down_projection(gated(self.dense_ba(m), tables.rad_e2e, self.mlp_rbf, self.scale_rbf))
-        x = x.to(tables.harmonics.dtype)
+        x = self.down(self.dense_ba(m), tables.rad_e2e, tables.harmonics.dtype)
         with torch.autocast(x.device.type, enabled=False):
             moments = segment_outer(tables.harmonics, x, graph.main.by_target)
             o = triplet_read_out(graph, tables.e2e, moments, x)
-        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        y = self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
-        return self.up(y, graph.reverse)
+        y = self.bilinear(o, m, x, lambda: _incoming(graph, graph.main.target) - 1)
+        return up_to_edges(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
 
-class AtomEdgeInteraction(EdgeUp):
+class AtomEdgeInteraction(TripletLayers):
     """Atom→edge: o of c→a from atoms b by the a2ee2a graph (specification 5.4)."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        c = config
-        super().__init__(c.emb_size_trip_out, c.emb_size_edge)
-        self.dense_ba = Dense(c.emb_size_atom, c.emb_size_atom)
-        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_atom, activation=False)
-        self.scale_rbf = ScaleFactor()
-        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
-        self.scale_cbf_sum = ScaleFactor()
-        self.down_projection = Dense(c.emb_size_atom, c.emb_size_trip_in)
+        super().__init__(config, config.emb_size_atom, config.emb_size_edge)
+        self.up_projection_ac = Dense(config.emb_size_trip_out, config.emb_size_edge)
 
     def forward(self, graph: Graph, tables: BasisTables, h: Tensor, m: Tensor) -> Tensor:
         """Atoms [N, atom] to edges [E, edge]; `m` gives the precision only."""
-        x = self.dense_ba(h).index_select(0, graph.a2ee2a.source)
-        x = self.down_projection(gated(x, tables.rad_a2e, self.mlp_rbf, self.scale_rbf)).to(tables.harmonics.dtype)
+        of_source = self.dense_ba(h).index_select(0, graph.a2ee2a.source)
+        x = self.down(of_source, tables.rad_a2e, tables.harmonics.dtype)
         with torch.autocast(x.device.type, enabled=False):
             moments = segment_outer(tables.harmonics_a2ee2a, x, graph.a2ee2a.by_target)
             o = triplet_read_out(graph, tables.a2e, moments, _twins(graph, x))
-        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
-        return self.up(y, graph.reverse)
+        y = self.bilinear(o, m, x, lambda: self._counts(graph))
+        return up_to_edges(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:
@@ -116,29 +120,18 @@ class AtomEdgeInteraction(EdgeUp):
         return _incoming(graph, graph.a2ee2a.target) - own
 
 
-class EdgeAtomInteraction(nn.Module):
+class EdgeAtomInteraction(TripletLayers):
     """Edge→atom: o of a from edges b→a, by the a2ee2a graph (specification 5.5)."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        c = config
-        self.dense_ba = Dense(c.emb_size_edge, c.emb_size_edge)
-        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
-        self.scale_rbf = ScaleFactor()
-        self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
-        self.scale_cbf_sum = ScaleFactor()
-        self.down_projection = Dense(c.emb_size_edge, c.emb_size_trip_in)
-        self.up_projection_ca = Dense(c.emb_size_trip_out, c.emb_size_atom)
+        super().__init__(config, config.emb_size_edge, config.emb_size_atom)
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
         """Edges [E, edge] to atoms [N, atom]."""
-        x = self.down_projection(gated(self.dense_ba(m), tables.rad_e2a, self.mlp_rbf, self.scale_rbf))
-        x = x.to(tables.harmonics.dtype)
+        x = self.down(self.dense_ba(m), tables.rad_e2a, tables.harmonics.dtype)
         with torch.autocast(x.device.type, enabled=False):
             o = torch.bmm(tables.e2a_readout, segment_outer(tables.e2a_moments, x, graph.main.by_target))
-        y = contracted(o, m, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
-        return self.up_projection_ca(y)
+        return self.up_projection_ca(self.bilinear(o, m, x, lambda: self._counts(graph)))
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:
@@ -168,12 +161,12 @@ class AtomInteraction(nn.Module):
         return self.up_projection(y)
 
 
-class QuadrupletInteraction(EdgeUp):
+class QuadrupletInteraction(nn.Module):
     """Edge→edge through middle bonds: c→a from d→b for all b→a of the qint graph (specification 5.3)."""
 
     def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
         c = config
-        super().__init__(c.emb_size_quad_out, c.emb_size_edge)
         self.dense_db = Dense(c.emb_size_edge, c.emb_size_edge)
         self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
         self.scale_rbf = ScaleFactor()
@@ -182,6 +175,8 @@ class QuadrupletInteraction(EdgeUp):
         self.mlp_sbf = Bilinear(c.emb_size_sbf * c.emb_size_quad_in, c.emb_size_quad_out)
         self.scale_sbf_sum = ScaleFactor()
         self.down_projection = Dense(c.emb_size_edge, c.emb_size_quad_in)
+        self.up_projection_ca = Dense(c.emb_size_quad_out, c.emb_size_edge)
+        self.up_projection_ac = Dense(c.emb_size_quad_out, c.emb_size_edge)
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
         """Edges [E, edge] to [E, edge]."""
@@ -191,7 +186,7 @@ class QuadrupletInteraction(EdgeUp):
             o = self._read_out(graph, tables, y)
         out = contracted(o, m, self.mlp_sbf.bilinear, self.scale_sbf_sum)
         out = self.scale_sbf_sum.observe(y, out, lambda: self._counts(graph))
-        return self.up(out, graph.reverse)
+        return up_to_edges(out, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
     def _messages(self, graph: Graph, tables: BasisTables, x: Tensor) -> Tensor:
         """y of every in-triplet d→b→a: the feature of d→b times its angular gate, [R_in, quad_in]."""

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from jmp_ds.errors import UserError
+from jmp_ds.files import sha256, to_disk, write_json, write_text
 from jmp_ds.training.engine import Engine
-from jmp_ds.training.files import flush, sha256, write_atomically, write_json
 from jmp_ds.training.processes import Processes
 
 FORMAT = 1
@@ -116,7 +116,7 @@ class Checkpoints:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             owner = _owner(path.name)
             if owner == self._processes.rank or (owner is None and self._processes.first):
-                flush(path)
+                to_disk(path)
                 records[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}
         return records
 
@@ -136,8 +136,8 @@ class Checkpoints:
         if final.exists():  # of an earlier attempt at this step
             _remove(final)
         aside.rename(final)
-        flush(self.folder)
-        write_atomically(self.folder.parent / "latest", f"checkpoints/{final.name}\n")
+        to_disk(self.folder)
+        write_text(self.folder.parent / "latest", f"checkpoints/{final.name}\n")
         numbers = {path: int(path.name.removeprefix("step_")) for path in self._candidates()}
         # Newer ones were not whole when this run went on from an older one; they must not count as kept.
         abandoned = [path for path, number in numbers.items() if number > step]

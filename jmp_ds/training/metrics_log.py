@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jmp_ds.training.files import write_atomically
+from jmp_ds.files import write_text
 
 NAME = "metrics.jsonl"
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class MetricsLog:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
-            write_atomically(self._path, "".join(_lines_until(self._path, step)))
+            write_text(self._path, "".join(_lines_until(self._path, step)))
         try:
             from torch.utils.tensorboard import SummaryWriter
 

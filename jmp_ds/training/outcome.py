@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jmp_ds.training.files import write_json
+from jmp_ds.files import write_json
 
 Status = Literal["running", "finished", "stopped", "failed"]
 NAME = "outcome.json"

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jmp_ds.data.demo.labelling import FORCE_GRID, LENGTH_GRID
-from jmp_ds.data.files import sha256, write_atomically, write_json
 from jmp_ds.data.record import Record, make_record
 from jmp_ds.data.store import Store, StoreWriter, is_store
 from jmp_ds.errors import UserError
+from jmp_ds.files import sha256, write_atomically, write_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

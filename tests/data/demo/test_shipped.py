@@ -17,10 +17,10 @@ from jmp_ds.data.demo.geometry import molecule_key
 from jmp_ds.data.demo.plan import SETS
 from jmp_ds.data.demo.reference_molecules import dipeptide, malonaldehyde
 from jmp_ds.data.demo.shipped import MANIFEST, demo_manifest, demo_set_path, pack_demo, unpack_demo
-from jmp_ds.data.files import sha256
 from jmp_ds.data.record import validate
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
+from jmp_ds.files import sha256
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    to_disk(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any, *, finite: bool = True) -> None:
+    """Write JSON with sorted keys, atomically.
+
+    Args:
+        path: the file.
+        value: what JSON can hold.
+        finite: refuse numbers that are not finite; results of a run may hold some.
+    """
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=not finite) + "\n")
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -38,8 +48,8 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
-def sync_folder(path: Path) -> None:
-    """Bring the folder's list of names to disk, so that renames survive a power cut."""
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names (so that renames survive a power cut), is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
