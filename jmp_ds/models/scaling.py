@@ -66,7 +66,7 @@ class _Variance:
     rows: float = 0.0
 
     def add(self, x: Tensor, counts: Tensor | None) -> None:
-        x = x.double().reshape(-1, x.shape[-1])
+        x = x.detach().double().reshape(-1, x.shape[-1])
         w = torch.ones(x.shape[0], dtype=torch.float64, device=x.device) if counts is None else counts.double()
         n = float(w.sum())
         if n < 2.0:

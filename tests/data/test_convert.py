@@ -216,7 +216,8 @@ def test_an_error_halfway_leaves_nothing(tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
 from pathlib import Path
 import jmp_ds.data.readers.ase_any as ase_any
 from jmp_ds.data.convert import ConvertOptions, convert
