@@ -234,7 +234,7 @@ def summarise(study: Study, results: Sequence[Result], curves: Mapping[str, list
     panels = dict(curves)
     for target in study.targets:
         own = [_validation_curve(chosen[target, side, 0], side) for side in SIDES if (target, side, 0) in chosen]
-        panels[f"{target}: validation"] = [curve for curve in own if curve is not None]
+        panels[f"{target}: validation error / std"] = [curve for curve in own if curve is not None]
     plot_curves(study.out / "curves.png", panels, "epoch")
     sides = {side: [row[3 + i] for row in rows] for i, side in enumerate(SIDES)}
     plot_pairs(study.out / "comparison.png", [f"{r[0]}\n{r[1]}" for r in rows], sides, [r[2] for r in rows])
