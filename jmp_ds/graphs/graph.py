@@ -179,7 +179,11 @@ def _concatenated(
 def _shift(offset: IntArray, cell: NDArray[np.float64], settings: GraphSettings) -> NDArray[np.float64]:
     """offset · cell; with the published rules in single precision, as published checkpoints saw it (specification 3.3)."""
     if settings.symmetrize == "jmp":
-        return (offset.astype(np.float32) @ np.asarray(cell, dtype=np.float32)).astype(np.float64)
+        single = np.asarray(cell, dtype=np.float32)
+        steps = [offset[:, k : k + 1].astype(np.float32) * single[k] for k in range(3)]
+        # product by product, each rounded: a fused product would differ in the last bit, and where bonds of a crystal are
+        # straight but for rounding, the published dihedral reads its azimuth from that bit
+        return ((steps[0] + steps[1]) + steps[2]).astype(np.float64)
     return offset.astype(np.float64) @ np.asarray(cell, dtype=np.float64)
 
 

@@ -120,7 +120,8 @@ def azimuth_powers(
     if dihedral == "smooth":
         return complex_powers(x, y, num_spherical)
     square = x * x + y * y
-    regular = square >= (1e-12 if bond.dtype == torch.float64 else 1e-10)
+    # the published clamp acts on |n1 × n2| < 1e-9; in float64 a bond 1e-7 off the axis still has its azimuth there
+    regular = square >= (1e-18 if bond.dtype == torch.float64 else 1e-10)
     # the root is guarded before it is taken: gradients stay finite
     inverse = torch.where(regular, square, torch.ones_like(square)).rsqrt()
     powers = complex_powers(x * inverse, y * inverse, num_spherical) * regular[:, None, None]
