@@ -139,6 +139,9 @@ class _Lockstep:
                 thread.start()
             for thread in threads:
                 thread.join()
+        except BaseException:
+            self._meeting.abort()  # interrupted: nobody may wait for the others any more
+            raise
         finally:
             for factor in self._factors.values():
                 factor.observer = None

@@ -147,3 +147,24 @@ def test_a_failing_batch_ends_the_fit_with_its_error() -> None:
     assert all(factor.observer is None for factor in scale_factors(model).values())
     with pytest.raises(ValueError, match="without structures"):
         fit_scale_factors(model, run, 0)
+
+
+def test_an_interrupted_fit_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    model = model_for(GraphSettings(cutoff=6.0))
+    batch = batch_for(model, [structure(molecule("CH3CH2OH"))])
+    before = threading.active_count()
+    join = threading.Thread.join
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_scale_factors(model, lambda k: model(batch), 4)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            join(thread, timeout=60)
+    assert threading.active_count() <= before
