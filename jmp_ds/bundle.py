@@ -63,6 +63,20 @@ class Bundle:
         """Names of scale factors without a value."""
         return [name for name, x in self.state.items() if name.endswith(_SCALE) and float(x) == 0.0]
 
+    def task(self, name: str | None = None) -> Task:
+        """One of the tasks by name; where there is only one, it needs none.
+
+        Raises:
+            UserError: there is no such task, or several and no name.
+        """
+        names = [task.name for task in self.tasks]
+        if name is None and len(names) == 1:
+            return self.tasks[0]
+        if name not in names:
+            asked = "which task? Name one" if name is None else f"no task {name!r} in the bundle; choose one"
+            raise UserError(f"{asked} of {', '.join(names)}")
+        return self.tasks[names.index(name)]
+
     def require_fitted(self, where: str = "this model") -> None:
         """Refuse a model whose scale factors have not been fitted.
 

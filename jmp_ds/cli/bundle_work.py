@@ -24,7 +24,6 @@ from jmp_ds.models.scaling import unfitted
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
-from jmp_ds.tasks.specs import Task
 from jmp_ds.training.processes import Place, Processes
 
 
@@ -40,7 +39,7 @@ def evaluate_bundle(
 ) -> None:
     """Print the table, and write metrics and parity plots where asked for."""
     bundle = load_bundle(path)
-    task = _task(bundle, name)
+    task = bundle.task(name)
     opened = Store(store)
     labels = [label for label in task.labels if opened.summary.labels.get(label)]
     if not labels:
@@ -80,17 +79,6 @@ def _source(bundle: Bundle, text: str) -> Source:
     name, equals, path = text.partition("=")
     if not equals:
         raise UserError(f"{text!r}: must look like TASK=STORE; tasks are {', '.join(t.name for t in bundle.tasks)}")
-    task = _task(bundle, name)
+    task = bundle.task(name)
     store = Store(path)
     return open_source(task.name, task.graph, store, [], indices=np.arange(len(store)), progress=True)
-
-
-def _task(bundle: Bundle, name: str | None) -> Task:
-    names = [task.name for task in bundle.tasks]
-    if name is None and len(names) == 1:
-        return bundle.tasks[0]
-    if name not in names:
-        raise UserError(
-            f"{'--task is needed' if name is None else f'no task {name!r}'}; the bundle has {', '.join(names)}"
-        )
-    return bundle.tasks[names.index(name)]

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from jmp_ds.bundle import SPEC_FILE, Bundle, load_bundle
 from jmp_ds.errors import UserError
-from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import read_outcome
@@ -84,8 +83,3 @@ def _scales(task: Task) -> str:
 def _references(task: Task) -> str:
     known = sum(1 for x in task.normalize_by("energy").references if x)
     return f"{known} elements" if known else "none"
-
-
-def metric_rows(metrics: dict[str, float], tasks: tuple[Task, ...]) -> list[tuple[str, float, str]]:
-    """Name, value and unit of every metric."""
-    return [(name, metrics[name], unit) for name, unit in metric_units(tasks).items() if name in metrics]

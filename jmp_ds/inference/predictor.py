@@ -16,7 +16,6 @@ from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.tasks.normalise import denormalize
-from jmp_ds.tasks.specs import Task
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -84,7 +83,7 @@ class Predictor:
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.bundle.require_fitted()
-        self.task = _task_of(self.bundle, task)
+        self.task = self.bundle.task(task)
         self.device = _device_of(device)
         self.model = self.bundle.build(_dtype_of(dtype), self.device)
         self._tags = tags
@@ -183,16 +182,6 @@ def _edge_bound(atoms: Atoms, max_neighbors: int) -> int:
     """Main edges that a structure may have, roughly; made without looking for neighbours."""
     n = len(atoms)
     return n * (max_neighbors if atoms.pbc.any() else min(n - 1, max_neighbors)) if n else 0
-
-
-def _task_of(bundle: Bundle, name: str | None) -> Task:
-    names = [task.name for task in bundle.tasks]
-    if name is None and len(names) == 1:
-        return bundle.tasks[0]
-    if name not in names:
-        asked = "which task? Name one" if name is None else f"no task {name!r} in the bundle; choose one"
-        raise UserError(f"{asked} of {', '.join(names)}")
-    return bundle.tasks[names.index(name)]
 
 
 def _dtype_of(dtype: torch.dtype | str) -> torch.dtype:

@@ -187,14 +187,3 @@ class _Lockstep:
         self._values[self._name] = value
         if self._progress:
             self._progress(self._name, value)
-
-
-def set_scale_factors(model: nn.Module, values: Iterable[tuple[str, float]]) -> None:
-    """Give factors their values by name.
-
-    Raises:
-        KeyError: there is no such factor.
-    """
-    factors = scale_factors(model)
-    for name, value in values:
-        factors[name].scale_factor.fill_(value)

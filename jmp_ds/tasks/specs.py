@@ -5,7 +5,6 @@ Everything here is plain data with a JSON form, because it travels inside bundle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -157,15 +156,3 @@ class Task:
             },
             level_of_theory=values.get("level_of_theory", ""),
         )
-
-
-def task_named(tasks: Sequence[Task], name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        KeyError: there is none; the message lists those there are.
-    """
-    for task in tasks:
-        if task.name == name:
-            return task
-    raise KeyError(f"no task {name!r}; this model has {', '.join(t.name for t in tasks)}")

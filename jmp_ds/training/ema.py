@@ -36,11 +36,6 @@ class Ema:
         with self._engine.weights(self.shards):
             yield
 
-    def state_dict_of_model(self) -> dict[str, Tensor]:
-        """The model's state with averaged weights, on the CPU of every process; collective."""
-        with self.in_model():
-            return {k: v.detach().to("cpu", copy=True) for k, v in self._engine.module.state_dict().items()}
-
     def state(self) -> dict[str, Any]:
         """This process's part, marked with the partition it belongs to."""
         return {

@@ -19,7 +19,7 @@ from jmp_ds.models.interactions import (
     QuadrupletInteraction,
     _incoming,
 )
-from jmp_ds.models.scaling import ScaleFactor, fit_scale_factors, scale_factors, set_scale_factors, unfitted
+from jmp_ds.models.scaling import ScaleFactor, fit_scale_factors, scale_factors, unfitted
 
 LISTS = {
     "trip_e2e_in_out": ("main", lambda g: _incoming(g, g.main.target) - 1),
@@ -106,7 +106,7 @@ def test_unfitted_factors_are_named() -> None:
     first = next(iter(scale_factors(model)))
     scale_factors(model)[first].scale_factor.zero_()
     assert unfitted(model) == [first]
-    set_scale_factors(model, [(first, 2.0)])
+    scale_factors(model)[first].scale_factor.fill_(2.0)
     assert unfitted(model) == []
     assert float(ScaleFactor().scale_factor) == 0.0
 
@@ -127,7 +127,7 @@ def test_factors_that_have_a_value_can_be_kept() -> None:
     model = model_for(GraphSettings(cutoff=6.0))
     batch = batch_for(model, [structure(molecule("CH3CH2OH"))])
     kept = "backbone.out_blocks.0.scale_sum"
-    set_scale_factors(model, [(kept, 3.0)])
+    scale_factors(model)[kept].scale_factor.fill_(3.0)
     values = fit_scale_factors(model, lambda k: model(batch), 1, keep=[kept])
     assert kept not in values
     assert float(scale_factors(model)[kept].scale_factor) == 3.0

@@ -127,7 +127,8 @@ def training(processes: Processes, out: str, stages: list[int]) -> None:
             averaged = {k: v.clone() for k, v in engine.module.state_dict().items()}
             outputs = engine.evaluate(batch(range(6)))
         back = all(torch.equal(weights[k], v) for k, v in engine.module.state_dict().items())
-        exported = ema.state_dict_of_model()
+        with ema.in_model():
+            exported = {k: v.clone() for k, v in engine.module.state_dict().items()}
         bad = batch([0, 1])
         if processes.rank == processes.world - 1:
             bad = bad.double()
