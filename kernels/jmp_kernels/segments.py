@@ -14,12 +14,14 @@ class Segments:
 
     Attributes:
         index: int64 [R], the segment of every row, ascending.
+        first: int64 [S + 1], rows of segment s are first[s] … first[s + 1] - 1.
         slot: int64 [R], where the row stands in the padded layout [count, width]: index · width + rank in the segment.
         count: number of segments S; some may be empty.
         width: size of the largest segment, known on the host.
     """
 
     index: Tensor
+    first: Tensor
     slot: Tensor
     count: int
     width: int
@@ -47,6 +49,6 @@ def segments_of(index: Tensor, count: int) -> Segments:
             raise ValueError(f"segments_of: segment numbers must be in 0 … {count - 1}")
     size = torch.bincount(index, minlength=count)
     width = int(size.max()) if count else 0
-    start = torch.cumsum(size, 0) - size
-    rank = torch.arange(index.shape[0]) - start[index]
-    return Segments(index=index, slot=index * width + rank, count=count, width=width)
+    first = torch.cat([size.new_zeros(1), torch.cumsum(size, 0)])
+    rank = torch.arange(index.shape[0]) - first[index]
+    return Segments(index=index, first=first, slot=index * width + rank, count=count, width=width)
