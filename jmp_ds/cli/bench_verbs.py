@@ -1,0 +1,90 @@
+"""`jmp-ds bench VERB`: what a training step costs, against the dense products that it cannot do without."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jmp_ds.cli.base import new_group
+
+group = new_group("Benchmarks: what a training step costs.")
+
+
+class ModelSize(StrEnum):
+    """Presets."""
+
+    jmp_s = "jmp-s"
+    jmp_l = "jmp-l"
+    tiny = "tiny"
+
+
+class StepPrecision(StrEnum):
+    """Precision of the dense layers."""
+
+    float32 = "float32"
+    bf16 = "bf16"
+    float64 = "float64"
+
+
+class StepForces(StrEnum):
+    """Where forces come from."""
+
+    direct = "direct"
+    gradient = "gradient"
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    on = "on"
+    off = "off"
+
+
+@group.command(no_args_is_help=True)
+def step(
+    model: Annotated[ModelSize, typer.Option(help="size of the network")] = ModelSize.jmp_s,
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="slab98, aspirin4, aspirin, oc20x8, ani64, slab225x4, mixed, or a file of structures",
+        ),
+    ] = "slab98",
+    precision: Annotated[StepPrecision, typer.Option(help="of the dense layers; bf16 is autocast")] = (
+        StepPrecision.float32
+    ),
+    forces: Annotated[StepForces, typer.Option(help="from a head, or as gradient of the energy")] = StepForces.direct,
+    recompute: Annotated[Switch, typer.Option(help="whether blocks keep only their inputs")] = Switch.off,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="threads on the CPU [default: PyTorch's]")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    cutoff: Annotated[float | None, typer.Option(help="in Å, instead of the batch's own")] = None,
+    max_neighbors: Annotated[int | None, typer.Option(help="instead of the batch's own")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write all numbers here")] = None,
+) -> None:
+    """Time whole training steps against the floor of dense products, in turn (docs/benchmarks.md defines the numbers)."""
+    from jmp_ds.bench.measure import StepRequest, measure
+    from jmp_ds.bench.tables import step_tables
+    from jmp_ds.cli.data_verbs import print_table
+    from jmp_ds.files import write_json
+
+    request = StepRequest(
+        model=model.value,
+        batch=batch,
+        precision=precision.value,
+        forces=forces.value,
+        recompute=recompute is Switch.on,
+        device=device,
+        threads=threads,
+        repeats=repeats,
+        cutoff=cutoff,
+        max_neighbors=max_neighbors,
+    )
+    found = measure(request)
+    for table in step_tables(found):
+        print_table(table.title, table.columns, table.rows)
+    if json_file is not None:
+        write_json(json_file, found)
