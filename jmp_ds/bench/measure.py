@@ -6,13 +6,28 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from jmp_ds.bench.batches import load_batch
+from jmp_ds.bench.activity import count_activity
+from jmp_ds.bench.batches import BenchBatch, load_batch
+from jmp_ds.bench.enumerated.lists import padded_bytes
 from jmp_ds.bench.floor import Floor, matmul_peak
-from jmp_ds.bench.step import DTYPES, Precision, StepTimes, TrainingStep, build_model, head_rows
+from jmp_ds.bench.memory import estimate, peak_of, refuse_beyond_memory, saved_by
+from jmp_ds.bench.parts import time_parts
+from jmp_ds.bench.step import (
+    DTYPES,
+    Precision,
+    Prepare,
+    StepTimes,
+    TrainingStep,
+    build_model,
+    enumerated,
+    head_rows,
+    linear_time,
+    sizes_of,
+)
 from jmp_ds.bench.timing import Stopwatch
 from jmp_ds.models.counts import BatchCounts, DenseLayer, dense_layers, step_flops
 from jmp_ds.tasks.specs import ForceKind
@@ -28,9 +43,11 @@ class StepRequest:
         precision: of the dense layers; `bf16` is autocast over float32 parameters.
         forces: from a head, or as the gradient of the energy.
         recompute: whether blocks keep only their inputs.
+        compare: `enumerated` runs the published, padded form in turn with the model.
         device: where.
         threads: of PyTorch on the CPU; None: as it is.
         repeats: timed rounds.
+        details: whether memory, counts of operations and parts are measured, too, in steps apart from the timed ones.
         cutoff, max_neighbors: of the graphs, instead of the batch's own.
     """
 
@@ -39,9 +56,11 @@ class StepRequest:
     precision: Precision = "float32"
     forces: ForceKind = "direct"
     recompute: bool = False
+    compare: Literal["", "enumerated"] = ""
     device: str = "cpu"
     threads: int | None = None
     repeats: int = 5
+    details: bool = True
     cutoff: float | None = None
     max_neighbors: int | None = None
 
@@ -58,38 +77,53 @@ class Contender:
     """A training step with its floor, timed in rounds."""
 
     def __init__(self, step: TrainingStep, layers: Sequence[DenseLayer], precision: Precision) -> None:
+        """Args: step: what is timed; layers: the published layers with the rows of this form; precision: of the floor."""
         self.step, self.layers = step, list(layers)
-        self._stopwatch = Stopwatch(step.device)
-        self._floor = Floor(self.layers, step.forces, step.device, DTYPES[precision])
+        self.details: dict[str, Any] = {}
         self.rounds: list[Round] = []
+        self._stopwatch = Stopwatch(step.device)
+        self._dtype = DTYPES[precision]
+        self._floor: Floor | None = None
 
-    def warm_up(self, rounds: int) -> None:
-        """Rounds that do not count."""
-        for _ in range(rounds):
-            self._round()
+    def look_closely(self) -> None:
+        """Memory, counts of operations and parts; before any timing, so that the peak of memory is seen."""
+        ready = self.step.build()
+        edges = ready.batch.graph.num_edges
+        peak = peak_of(lambda: self.step.on(ready), self.step.device)
+        saved = saved_by(lambda: self.step.loss(ready), self.step.model, ready.batch)
+        activity = count_activity(self.step)
+        self.details = {
+            "peak_bytes": peak,
+            "saved_bytes": saved.activations,
+            "saved_bytes_per_edge": saved.activations / max(edges, 1),
+            "saved_weight_copies_bytes": saved.weight_copies,
+            **asdict(activity),
+            "host_synchronisations": sum(activity.waits.values()),
+            "parts_seconds": time_parts(self.step),
+        }
 
-    def run(self) -> None:
-        """One round that counts."""
-        self.rounds.append(self._round())
+    def run(self, *, counts: bool) -> None:
+        """One round: the step, then its floor."""
+        if self._floor is None:
+            self._floor = Floor(self.layers, self.step.forces, self.step.device, self._dtype)
+        times = self.step.timed()
+        floor = self._stopwatch.seconds(self._floor.run)
+        if counts:
+            self.rounds.append(Round(times, floor))
 
     def summary(self) -> dict[str, Any]:
         """Medians in seconds and ratios; every ratio is taken within its round."""
-        network = [r.step.network for r in self.rounds]
         return {
             "seconds": {
                 **{part: statistics.median(getattr(r.step, part) for r in self.rounds) for part in _PARTS},
                 "floor": statistics.median(r.floor for r in self.rounds),
             },
-            "rounds": [{**asdict(r.step), "floor": r.floor} for r in self.rounds],
             "step_over_floor": statistics.median(r.step.network / r.floor for r in self.rounds),
             "whole_step_over_floor": statistics.median(r.step.whole / r.floor for r in self.rounds),
             "flops": step_flops(self.layers, self.step.forces),
-            "network_seconds": statistics.median(network),
+            "rounds": [{**asdict(r.step), "floor": r.floor} for r in self.rounds],
+            **self.details,
         }
-
-    def _round(self) -> Round:
-        times = self.step.timed()
-        return Round(times, self._stopwatch.seconds(self._floor.run))
 
 
 _PARTS = ("graph", "forward", "backward", "optimiser", "network", "whole")
@@ -99,34 +133,88 @@ def measure(request: StepRequest) -> dict[str, Any]:
     """Measure a step as asked for; the result is ready for JSON (docs/benchmarks.md says what each number means).
 
     Raises:
-        UserError: an unknown model or batch.
+        UserError: an unknown model or batch, or one that memory will not hold.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
     device = torch.device(request.device)
     source = load_batch(request.batch, request.cutoff, request.max_neighbors)
-    tasks = source.tasks(request.forces)
-    model = build_model(request.model, tasks, recompute=request.recompute, precision=request.precision, device=device)
-    step = TrainingStep(model, model, source, request.forces, request.precision, device)
-    batch = step.build()
-    counts = BatchCounts.of(batch)
-    contender = Contender(step, dense_layers(model.config, counts, head_rows(tasks, batch)), request.precision)
-    contender.warm_up(3 if device.type == "cuda" else 1)
-    for _ in range(request.repeats):
-        contender.run()
-    found = contender.summary()
+    needed = _memory(request, source)
+    refuse_beyond_memory(needed, device)
+    contenders = _contenders(request, source, device)
+    if request.details:
+        for contender in contenders:
+            contender.look_closely()
     peak = matmul_peak(device, DTYPES[request.precision], Stopwatch(device))
-    whole = found["seconds"]["whole"]
-    return {
+    for k in range(-_warm_ups(device), request.repeats):
+        for contender in contenders:
+            contender.run(counts=k >= 0)
+    counts = BatchCounts.of(source.assemble(request.forces))
+    result = {
         "request": asdict(request),
         "machine": machine(device),
         "counts": asdict(counts),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **found,
+        "parameters": sum(p.numel() for p in contenders[0].step.model.parameters()),
+        "estimated_bytes": needed,
         "matmul_peak_flops_per_s": peak,
+        **_rates(contenders[0].summary(), counts, peak),
+    }
+    if len(contenders) > 1:
+        result["enumerated"] = _rates(contenders[1].summary(), counts, peak)
+        result |= _speed_up(contenders[0].rounds, contenders[1].rounds)
+    return result
+
+
+def _contenders(request: StepRequest, source: BenchBatch, device: torch.device) -> list[Contender]:
+    """The model and, where asked for, its enumerated form on the same parameters."""
+    tasks = source.tasks(request.forces)
+    model = build_model(request.model, tasks, recompute=request.recompute, precision=request.precision, device=device)
+    batch = source.assemble(request.forces)
+    counts = BatchCounts.of(batch)
+
+    def contender(prepare: Prepare, *, every: bool) -> Contender:
+        step = TrainingStep(prepare, model, source, request.forces, request.precision, device)
+        layers = dense_layers(model.config, counts, head_rows(tasks, batch, every=every))
+        return Contender(step, layers, request.precision)
+
+    found = [contender(linear_time(model), every=False)]
+    if request.compare == "enumerated":
+        found.append(contender(enumerated(model), every=True))
+    return found
+
+
+def _memory(request: StepRequest, source: BenchBatch) -> int:
+    """Bytes that the more demanding of the contenders will need."""
+    tasks, batch = source.tasks(request.forces), source.assemble(request.forces)
+    config = sizes_of(request.model, recompute=request.recompute, direct_forces=request.forces == "direct")
+    layers = dense_layers(config, BatchCounts.of(batch), head_rows(tasks, batch, every=bool(request.compare)))
+    itemsize = DTYPES[request.precision].itemsize
+    padded = padded_bytes(batch, config, itemsize, request.forces == "gradient") if request.compare else 0
+    return estimate(config, layers, request.forces, itemsize) + padded
+
+
+def _warm_ups(device: torch.device) -> int:
+    """Rounds before those that count: on a GPU kernels are loaded and libraries choose theirs."""
+    return 3 if device.type == "cuda" else 1
+
+
+def _rates(found: dict[str, Any], counts: BatchCounts, peak: float) -> dict[str, Any]:
+    """A summary with what follows from its whole step."""
+    whole = found["seconds"]["whole"]
+    return {
+        **found,
         "model_flop_utilisation": found["flops"] / whole / peak,
         "structures_per_s": counts.structures / whole,
         "atoms_per_s": counts.atoms / whole,
+    }
+
+
+def _speed_up(ours: Sequence[Round], theirs: Sequence[Round]) -> dict[str, float]:
+    """How many times the second takes as long as the first, round by round."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return {
+        "speedup_over_enumerated": statistics.median(b.step.network / a.step.network for a, b in pairs),
+        "whole_speedup_over_enumerated": statistics.median(b.step.whole / a.step.whole for a, b in pairs),
     }
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from jmp_ds.bench.batches import BenchBatch
+from jmp_ds.bench.enumerated.model import EnumeratedModel
 from jmp_ds.bench.timing import Stopwatch
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import HeadRows
 from jmp_ds.models.presets import PRESETS
 from jmp_ds.models.scaling import scale_factors
@@ -65,34 +67,57 @@ class StepTimes:
         return self.graph + self.forward + self.backward + self.optimiser
 
 
+#: Takes a batch, makes what the network wants beside it, and gives the evaluation: nothing in, outputs out.
+Prepare = Callable[[Batch], Callable[[], Outputs]]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch on the device, and the evaluation of the network on it."""
+
+    batch: Batch
+    evaluate: Callable[[], Outputs]
+
+
 class TrainingStep:
     """A network with its optimiser, and the batch it is trained on over and over."""
 
     def __init__(
         self,
-        network: Callable[[Batch], Outputs],
+        prepare: Prepare,
         model: MultiTaskModel,
         source: BenchBatch,
         forces: ForceKind,
         precision: Precision,
         device: torch.device,
     ) -> None:
-        """Args: network: what is called (the model itself, or another form with its weights); model: holds the weights."""
-        self.network, self.model, self.source, self.forces = network, model, source, forces
+        """Set up an optimiser over the model's parameters.
+
+        Args:
+            prepare: the network: the model itself, or another form with its parameters.
+            model: holds the parameters; in training mode.
+            source: the structures.
+            forces: of the model's tasks.
+            precision: `bf16` is autocast.
+            device: the model's.
+        """
+        self.model, self.source, self.forces = model, source, forces
         self.device, self._stopwatch = device, Stopwatch(device)
+        self._prepare = prepare
         self._autocast = DTYPES[precision] if precision == "bf16" else None
         self._optimiser = adamw(parameter_groups(model.named_parameters()), OptimizerOptions(lr=1e-6), device)
         self._counts = count_labels(source.assemble(forces), model.tasks)
 
-    def build(self) -> Batch:
+    def build(self) -> Ready:
         """The batch, made anew, on the device."""
-        return self.source.assemble(self.forces).to(self.device)
+        batch = self.source.assemble(self.forces).to(self.device)
+        return Ready(batch, self._prepare(batch))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, ready: Ready) -> Tensor:
         """Training's own loss: weighted errors of every group over its count."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            outputs = self.network(batch)
-        sums = loss_sums(outputs, batch, self.model.tasks)
+            outputs = ready.evaluate()
+        sums = loss_sums(outputs, ready.batch, self.model.tasks)
         return torch.stack([total / max(self._counts[group], 1) for group, total in sums.items()]).sum()
 
     def forget(self) -> None:
@@ -103,17 +128,49 @@ class TrainingStep:
         """One step of the optimiser; the learning rate is so small that runs stay alike."""
         self._optimiser.step()
 
+    def on(self, ready: Ready) -> None:
+        """Forward, loss and backward on a batch that is there, without measuring anything; gradients start anew."""
+        self.forget()
+        self.loss(ready).backward()
+
     def timed(self) -> StepTimes:
         """One whole step."""
-        made: list[Batch] = []
-        losses: list[Tensor] = []
         seconds = self._stopwatch.seconds
+        made: list[Ready] = []
+        losses: list[Tensor] = []
         graph = seconds(lambda: made.append(self.build()))
         forgetting = seconds(self.forget)
         forward = seconds(lambda: losses.append(self.loss(made[0])))
         backward = seconds(losses[0].backward)
         optimiser = seconds(self.update)
         return StepTimes(graph, forward, backward, forgetting + optimiser)
+
+
+def linear_time(model: MultiTaskModel) -> Prepare:
+    """The model as it is trained."""
+    return lambda batch: lambda: model(batch)
+
+
+def enumerated(model: MultiTaskModel) -> Prepare:
+    """The published, padded form with the model's parameters; its lists are made with the batch, before the forward."""
+    network = EnumeratedModel(model)
+
+    def prepare(batch: Batch) -> Callable[[], Outputs]:
+        lists = network.prepare(batch)
+        return lambda: network(batch, lists)
+
+    return prepare
+
+
+def sizes_of(size: str, *, recompute: bool, direct_forces: bool) -> BackboneConfig:
+    """The sizes of a preset.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if size not in PRESETS:
+        raise UserError(f"no model {size!r}; there are {', '.join(PRESETS)}")
+    return replace(PRESETS[size], recompute=recompute, direct_forces=direct_forces)
 
 
 def build_model(
@@ -124,11 +181,10 @@ def build_model(
     Raises:
         UserError: no such size.
     """
-    if size not in PRESETS:
-        raise UserError(f"no model {size!r}; there are {', '.join(PRESETS)}")
     torch.manual_seed(0)
     with torch.device(device):
-        model = MultiTaskModel(replace(PRESETS[size], recompute=recompute), tasks)
+        config = sizes_of(size, recompute=recompute, direct_forces=any(task.direct_forces for task in tasks))
+        model = MultiTaskModel(config, tasks)
     set_scales(model)
     return model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32).train()
 

@@ -43,6 +43,13 @@ class Switch(StrEnum):
     off = "off"
 
 
+class Yardstick(StrEnum):
+    """What the model is compared with."""
+
+    none = "none"
+    enumerated = "enumerated"
+
+
 @group.command(no_args_is_help=True)
 def step(
     model: Annotated[ModelSize, typer.Option(help="size of the network")] = ModelSize.jmp_s,
@@ -58,16 +65,20 @@ def step(
     ),
     forces: Annotated[StepForces, typer.Option(help="from a head, or as gradient of the energy")] = StepForces.direct,
     recompute: Annotated[Switch, typer.Option(help="whether blocks keep only their inputs")] = Switch.off,
+    compare: Annotated[
+        Yardstick, typer.Option(help="`enumerated`: the published, padded form in turn with the model")
+    ] = Yardstick.none,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="threads on the CPU [default: PyTorch's]")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    details: Annotated[bool, typer.Option(help="also measure memory, operations and parts, in further steps")] = True,
     cutoff: Annotated[float | None, typer.Option(help="in Å, instead of the batch's own")] = None,
     max_neighbors: Annotated[int | None, typer.Option(help="instead of the batch's own")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write all numbers here")] = None,
 ) -> None:
     """Time whole training steps against the floor of dense products, in turn (docs/benchmarks.md defines the numbers)."""
     from jmp_ds.bench.measure import StepRequest, measure
-    from jmp_ds.bench.tables import step_tables
+    from jmp_ds.bench.tables import headline, step_tables
     from jmp_ds.cli.data_verbs import print_table
     from jmp_ds.files import write_json
 
@@ -77,13 +88,16 @@ def step(
         precision=precision.value,
         forces=forces.value,
         recompute=recompute is Switch.on,
+        compare="enumerated" if compare is Yardstick.enumerated else "",
         device=device,
         threads=threads,
         repeats=repeats,
+        details=details,
         cutoff=cutoff,
         max_neighbors=max_neighbors,
     )
     found = measure(request)
+    typer.echo(headline(found))
     for table in step_tables(found):
         print_table(table.title, table.columns, table.rows)
     if json_file is not None:
