@@ -69,13 +69,17 @@ def expand_kernel(
     begin = tl.load(first + segment) * K
     end = tl.load(first + segment + 1) * K
     matrix = m + segment * INNER * N + n[None, :] * STRIDE_N
+    whole: tl.constexpr = INNER <= BLOCK_INNER  # then the matrix is read once, before the rows
+    j = tl.arange(0, BLOCK_INNER)
+    m_tile = load(matrix + j[:, None] * STRIDE_INNER, (j < INNER)[:, None] & (n < N)[None, :], ACC)
     for start in range(begin + tl.program_id(2) * BLOCK_ROWS, end, tl.num_programs(2) * BLOCK_ROWS):
         r = start + tl.arange(0, BLOCK_ROWS)
         acc = tl.zeros((BLOCK_ROWS, BLOCK_N), ACC)
-        for offset in range(0, INNER, BLOCK_INNER):
+        for offset in tl.static_range(0, INNER, BLOCK_INNER):
             j = offset + tl.arange(0, BLOCK_INNER)
             a_tile = load(a + r[:, None] * INNER + j[None, :], (r < end)[:, None] & (j < INNER)[None, :], ACC)
-            m_tile = load(matrix + j[:, None] * STRIDE_INNER, (j < INNER)[:, None] & (n < N)[None, :], ACC)
+            if not whole:
+                m_tile = load(matrix + j[:, None] * STRIDE_INNER, (j < INNER)[:, None] & (n < N)[None, :], ACC)
             acc = dot(a_tile, m_tile, acc, DOT, ACC, PRECISION)
         tl.store(
             out + r[:, None] * N + n[None, :],

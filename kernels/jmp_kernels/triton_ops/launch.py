@@ -25,6 +25,9 @@ TUNED = Path(__file__).resolve().parents[1] / "tuned.json"
 #: bfloat16, so there every loaded value is widened at once.
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
+#: Compiler options of every kernel: contraction to fused multiply-adds is asked for, because triton's default changes.
+_ALWAYS = {"enable_fp_fusion": True}
+
 _TRITON_DTYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -123,7 +126,7 @@ def family_settings(kernel: str, family: str, number_format: str) -> Mapping[str
     families = _tuned().get(kernel)
     if families is None:
         raise ValueError(f"{TUNED.name} has no entry for the kernel {kernel}")
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = dict(_ALWAYS)
     for entry in (families["default"], families.get(family, {})):
         merged |= entry.get("all", {}) | entry.get(number_format, {})
     return MappingProxyType(merged)
@@ -170,7 +173,14 @@ def register(
         setup_context, backward: as torch.library.register_autograd takes them. `backward` calls operators that have
             derivatives themselves wherever torch.is_grad_enabled(), so that every order exists.
     """
-    operator = torch.library.custom_op(f"jmp::{name}", implementation, mutates_args=())
+
+    def on_its_device(*arguments: Any) -> Any:
+        tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
+        with torch.cuda.device_of(tensor):  # triton launches on the current GPU, whatever the tensors'
+            return implementation(*arguments)
+
+    schema = torch.library.infer_schema(implementation, mutates_args=())
+    operator = torch.library.custom_op(f"jmp::{name}", on_its_device, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup_context)
     return getattr(torch.ops.jmp, name)

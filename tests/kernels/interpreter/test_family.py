@@ -127,7 +127,10 @@ def test_first_and_second_derivatives(name: str, device: torch.device) -> None:
 def test_traced_and_repeated(name: str, device: torch.device) -> None:
     make, a, b = CASES[name]
     operator = make(segments_with([3, 0, 2]).first.to(device))
-    inputs = [random_tensor(*a, dtype=torch.float32).to(device), random_tensor(*b, seed=1, dtype=torch.float32).to(device)]
+    inputs = [
+        random_tensor(*a, dtype=torch.float32).to(device),
+        random_tensor(*b, seed=1, dtype=torch.float32).to(device),
+    ]
     traced(operator, inputs)
     repeats(operator, inputs)
 
