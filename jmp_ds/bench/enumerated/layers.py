@@ -60,7 +60,8 @@ def scaled_silu(x: Tensor) -> Tensor:
 def padded(rows: Tensor, padding: Padding) -> Tensor:
     """Rows [T, …] in a matrix [count, width, …], zeros elsewhere."""
     flat = rows.new_zeros(padding.count * padding.width, *rows.shape[1:])
-    return flat.index_copy_(0, padding.place, rows).view(padding.count, padding.width, *rows.shape[1:])
+    flat[padding.place] = rows  # unlike index_copy_, this does not keep the rows for the backward pass
+    return flat.view(padding.count, padding.width, *rows.shape[1:])
 
 
 def sum_rows(x: Tensor, into: Tensor, count: int) -> Tensor:

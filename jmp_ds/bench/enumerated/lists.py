@@ -102,9 +102,9 @@ def enumerate_batch(batch: Batch) -> EnumeratedLists:
 def padded_bytes(batch: Batch, config: BackboneConfig, element_size: int = 4, gradient_forces: bool = False) -> int:
     """Memory that the padded tensors of one training step take, from edge counts alone: the lists are not made.
 
-    Counted are padded bases, once per step; padded messages, once per block, as autograd keeps them; and the gradient of
-    the largest. Forces that are gradients of the energy keep each of them twice. Excluded terms count as if present, so
-    the estimate is a few percent high.
+    Counted is what autograd keeps: bases once per step, of every block the messages whose bases depend on parameters or,
+    for forces that are gradients of the energy, on positions; and twice the largest message, for what comes and goes.
+    Terms that the lists exclude count as if present, so the estimate is high, for real structures by some percent.
 
     Args:
         batch: with its graph.
@@ -121,17 +121,14 @@ def padded_bytes(batch: Batch, config: BackboneConfig, element_size: int = 4, gr
     main, a2ee2a = graph.main.num_edges, graph.a2ee2a.num_edges
     quadruplets = main * (int(per_atom.max()) if atoms else 0)
     triplets = main * (width["main"] + width["a2ee2a"]) + a2ee2a * width["main"]
-    orders = c.num_spherical
-    bases = triplets * orders + quadruplets * orders**2 + atoms * width["a2a"] * c.emb_size_rbf
-    per_block = (
-        triplets * c.emb_size_trip_in
-        + quadruplets * c.emb_size_quad_in
-        + atoms * width["a2a"] * c.emb_size_aint_in
-        + atoms * width["a2ee2a"] * orders * c.emb_size_trip_in
-    )
-    largest = max(quadruplets * max(c.emb_size_quad_in, orders**2), triplets * c.emb_size_trip_in)
-    kept = (bases + c.num_blocks * per_block) * (2 if gradient_forces else 1)
-    return element_size * (kept + largest)
+    pairs, orders = atoms * width["a2a"], c.num_spherical
+    second_level = atoms * width["a2ee2a"] * orders
+    bases = triplets * orders + quadruplets * orders**2 + pairs * c.emb_size_rbf + second_level * c.emb_size_cbf
+    per_block = pairs * c.emb_size_aint_in + second_level * c.emb_size_trip_in
+    largest = max(quadruplets * c.emb_size_quad_in, triplets * c.emb_size_trip_in)
+    if gradient_forces:
+        per_block += triplets * c.emb_size_trip_in + quadruplets * c.emb_size_quad_in
+    return element_size * (bases + c.num_blocks * per_block + 2 * largest)
 
 
 _GRAPHS = ("main", "a2a", "a2ee2a")
