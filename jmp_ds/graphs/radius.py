@@ -17,6 +17,8 @@ BoolArray = NDArray[np.bool_]
 COINCIDENT = 1e-4
 #: Structures wider than this (Å) are refused: their coordinates are in another unit, or damaged.
 LARGEST = 1e5
+#: What is said about positions that are not finite.
+NOT_FINITE = "positions contain NaN or infinite values: this structure has no neighbour list"
 #: Bins of the radius search above which it looks further than it must, with fewer bins.
 MOST_BINS = 50_000
 
@@ -57,14 +59,22 @@ def search(pos: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> 
             structure wider than `LARGEST`.
     """
     _check(pos, cell, pbc)
-    reach = cutoff * (1.0 + 1e-6) + 1e-6
+    reach = margin(cutoff)
     pairs = _canonical(_propose(pos, cell, pbc, reach))
     # (pos_t - pos_s) - o·cell changes its sign exactly when the edge is reversed: equal lengths to the last bit.
-    vectors = pos[pairs[:, 1]] - pos[pairs[:, 0]] - pairs[:, 2:].astype(np.float64) @ _periodic_rows(cell, pbc)
-    squared = np.einsum("ei,ei->e", vectors, vectors)
+    # Product by product, sum by sum: the same bits wherever graphs are built.
+    steps = [pairs[:, 2 + k : 3 + k].astype(np.float64) * row for k, row in enumerate(_periodic_rows(cell, pbc))]
+    vectors = (pos[pairs[:, 1]] - pos[pairs[:, 0]]) - ((steps[0] + steps[1]) + steps[2])
+    x, y, z = vectors.T
+    squared = (x * x + y * y) + z * z
     kept = (squared > COINCIDENT) & (squared <= reach * reach)
     pairs, squared = pairs[kept], squared[kept]
     return Candidates(np.concatenate([pairs, reverse(pairs)]), np.concatenate([squared, squared]))
+
+
+def margin(cutoff: float) -> float:
+    """The length in Å up to which pairs are looked for: the rules have the last word about the cutoff."""
+    return cutoff * (1.0 + 1e-6) + 1e-6
 
 
 def reverse(rows: IntArray) -> IntArray:
@@ -100,8 +110,7 @@ def _padded_box(pos: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float
     # the last right-singular vectors of the periodic rows are an orthonormal basis of what is perpendicular to them
     box[~pbc] = np.linalg.svd(periodic)[2][len(periodic) :] * (spread + 2.0 * cutoff)
     widest = max(spread, float((1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)).max()))
-    if widest > LARGEST:
-        raise UserError(f"the atoms or the cell span {widest:.3g} Å: are positions and cell really in Å?")
+    check_width(widest)
     return box
 
 
@@ -131,7 +140,18 @@ def _periodic_rows(cell: FloatArray, pbc: BoolArray) -> FloatArray:
 def _check(pos: FloatArray, cell: FloatArray, pbc: BoolArray) -> None:
     """Refuse what has no neighbour list."""
     if not np.isfinite(pos).all():
-        raise UserError("positions contain NaN or infinite values: this structure has no neighbour list")
+        raise UserError(NOT_FINITE)
+    check_cell(cell, pbc)
+
+
+def check_width(widest: float) -> None:
+    """Refuse a structure or a cell wider than `LARGEST` (in Å)."""
+    if widest > LARGEST:
+        raise UserError(f"the atoms or the cell span {widest:.3g} Å: are positions and cell really in Å?")
+
+
+def check_cell(cell: FloatArray, pbc: BoolArray) -> None:
+    """Refuse a cell [3, 3] that is not finite, or not of full rank, along its periodic axes."""
     periodic = cell[pbc]
     if not np.isfinite(periodic).all():
         raise UserError("the cell contains NaN or infinite values along a periodic axis")
