@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jmp_kernels import Operators
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -206,7 +207,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size],
 def _restore_tables(model: MultiTaskModel) -> None:
     """Give a model that was laid out without memory the constant tables of its bases, which are no part of its state."""
     bases, dihedral = model.backbone.bases, model.tasks[0].graph.dihedral
-    for name, table in Bases(model.config, dihedral).named_buffers():
+    for name, table in Bases(model.config, dihedral, Operators()).named_buffers():
         owner, _, leaf = name.rpartition(".")
         setattr(bases.get_submodule(owner), leaf, table)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jmp_kernels import Segments, segments_of
+from jmp_kernels import Gather, LookUp, MiddleRows, Segments, segments_of
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,13 +45,10 @@ class EdgeSet:
         """E."""
         return self.source.shape[0]
 
-
-@dataclass(frozen=True)
-class LookUp:
-    """For each row of one list the matching row of another: `index` (0 where there is none) and a mask `found`."""
-
-    index: Tensor
-    found: Tensor
+    @cached_property
+    def by_source(self) -> Gather:
+        """The source atom of every edge."""
+        return Gather(self.source, self.by_target.count)
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,16 @@ class PairSums:
     source: Tensor
     by_target: Segments
 
+    @cached_property
+    def by_pair(self) -> Gather:
+        """The pair of every a2a edge."""
+        return Gather(self.pair, self.source.shape[0])
+
+    @cached_property
+    def by_source(self) -> Gather:
+        """The source atom of every pair."""
+        return Gather(self.source, self.by_target.count)
+
 
 @dataclass(frozen=True)
 class Quadruplets:
@@ -78,6 +86,10 @@ class Quadruplets:
         out_middle: int64 [R_out], q of every out-pair; `by_edge` gives its main edge c→a (c is not b).
         by_edge: the out-pairs as segments, one per main edge.
         same: for every out-pair the in-triplet of the same q with d = c, which is not a quadruplet.
+        feeding: int64 [E_f], the main edges that are part of an in-triplet, ascending.
+        in_row: int64 [R_in], where `in_edge` stands in `feeding`.
+        reading: int64 [E_r], the main edges that are part of an out-pair, ascending.
+        by_reading: the out-pairs as segments, one per edge of `reading`.
     """
 
     in_edge: Tensor
@@ -85,6 +97,17 @@ class Quadruplets:
     out_middle: Tensor
     by_edge: Segments
     same: LookUp
+    feeding: Tensor
+    in_row: Tensor
+    reading: Tensor
+    by_reading: Segments
+
+    @cached_property
+    def rows(self) -> MiddleRows:
+        """What the sums over quadruplets take, where features are those of `feeding` and results those of `reading`."""
+        feature = Gather(self.in_row, self.feeding.shape[0])
+        middle = Gather(self.out_middle, self.by_middle.count)
+        return MiddleRows(feature, self.by_middle, middle, self.by_reading, self.same)
 
 
 @dataclass(frozen=True)
@@ -231,10 +254,16 @@ def _quadruplets(main: EdgeTable, qint: EdgeTable) -> Quadruplets:
     wanted = out_middle * max(main.num_edges, 1) + c_to_b
     at = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
     same = np.where((c_to_b >= 0) & (key[at] == wanted), at, -1) if len(key) else np.full(len(edge), -1)
+    feeding, in_row = np.unique(in_edge, return_inverse=True)
+    reading, out_row = np.unique(edge, return_inverse=True)
     return Quadruplets(
         in_edge=torch.from_numpy(in_edge),
         by_middle=segments_of(torch.from_numpy(middle), qint.num_edges),
         out_middle=torch.from_numpy(out_middle),
         by_edge=segments_of(torch.from_numpy(edge), main.num_edges),
         same=_look_up(same.astype(np.int64)),
+        feeding=torch.from_numpy(feeding),
+        in_row=torch.from_numpy(in_row.reshape(-1)),
+        reading=torch.from_numpy(reading),
+        by_reading=segments_of(torch.from_numpy(out_row.reshape(-1)), len(reading)),
     )

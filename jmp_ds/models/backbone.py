@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jmp_kernels import Operators
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,25 +36,28 @@ class BackboneOutput:
 class Backbone(nn.Module):
     """GemNet-OC with all four interactions (specification sections 1-5). Parameter names are the published ones."""
 
-    def __init__(self, config: BackboneConfig, dihedral: Dihedral) -> None:
+    def __init__(self, config: BackboneConfig, dihedral: Dihedral, operators: Operators | None = None) -> None:
         """Build the network with untrained weights and unfitted scale factors.
 
         Args:
             config: sizes.
             dihedral: the rule for azimuths, the same for all tasks of a model.
+            operators: what message passing and dense layers are computed by; the default runs anywhere and
+                differentiates twice.
         """
         super().__init__()
         c = config
         self.config = config
+        self.operators = operators or Operators()
         self.embedding = nn.Embedding(c.num_elements, c.emb_size_atom)
-        self.bases = Bases(c, dihedral)
+        self.bases = Bases(c, dihedral, self.operators)
         self.out_blocks = nn.ModuleList()
         self.int_blocks = nn.ModuleList()
         # registered in the order of computation, which is the order in which scale factors are fitted
-        self.out_blocks.append(OutputBlock(c))
+        self.out_blocks.append(OutputBlock(c, self.operators))
         for _ in range(c.num_blocks):
-            self.int_blocks.append(InteractionBlock(c))
-            self.out_blocks.append(OutputBlock(c))
+            self.int_blocks.append(InteractionBlock(c, self.operators))
+            self.out_blocks.append(OutputBlock(c, self.operators))
         depths = c.num_blocks + 1
         self.out_mlp_E = OutMLP(c.emb_size_atom * depths, c.emb_size_atom, c.num_global_out_layers)
         if c.direct_forces:
@@ -87,27 +91,63 @@ class Backbone(nn.Module):
             graph: its graphs.
             edge_dropout: share of edges dropped when the graph was made; the output blocks' sums make up for it.
         """
-        geometry = torch.float64 if self.embedding.weight.dtype == torch.float64 else torch.float32
-        tables = self.bases(graph, pos, geometry)
-        kept = 1.0 - edge_dropout
-        h = self.embedding(atomic_numbers - 1)
-        m = self.bases.edge_emb(h, tables.radial.to(h.dtype), graph.main.source, graph.main.target)
+        dtype = _feature_dtype(self.embedding.weight)
+        with torch.autocast(pos.device.type, enabled=False):
+            return self._features(pos, atomic_numbers, graph, 1.0 - edge_dropout, dtype)
+
+    def _features(
+        self, pos: Tensor, atomic_numbers: Tensor, graph: Graph, kept: float, dtype: torch.dtype
+    ) -> BackboneOutput:
+        weight = self.embedding.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        tables = self.bases(graph, pos, wide)
+        h = self.embedding(atomic_numbers - 1).to(wide)
+        m = self.bases.edge_emb(h, tables.radial.to(dtype), graph.main)
         out_blocks = [cast(OutputBlock, block) for block in self.out_blocks]
-        features = [self._run(out_blocks[0].features, graph, tables, h, m, kept)]
+        of_atoms, of_edges = [self._run(out_blocks[0].of_atoms, graph, tables, h, m, kept)], []
+        if self.config.direct_forces:
+            of_edges.append(self._run(out_blocks[0].of_edges, m, tables.rad_out))
         for block, out_block in zip(self.int_blocks, out_blocks[1:], strict=True):
             h, m = self._run(block, graph, tables, h, m)
-            features.append(self._run(out_block.features, graph, tables, h, m, kept))
-        atoms = self.out_mlp_E(torch.cat([energy for energy, _ in features], dim=-1))
-        edges = None
-        if self.config.direct_forces:
-            edges = self.out_mlp_F(torch.cat([force for _, force in features], dim=-1))
+            of_atoms.append(self._run(out_block.of_atoms, graph, tables, h, m, kept))
+            if self.config.direct_forces:
+                of_edges.append(self._run(out_block.of_edges, m, tables.rad_out))
+        atoms = self._of_all_depths(torch.cat(of_atoms, dim=-1))
+        edges = self._forces_of_all_depths(of_edges, tables.rad_out) if self.config.direct_forces else None
         return BackboneOutput(atoms=atoms, edges=edges, vectors=tables.vectors)
+
+    def _of_all_depths(self, features: Tensor) -> Tensor:
+        """Energy features of all depths [N, depths · atom] to one [N, atom]."""
+        dense = self.operators.dense
+        out: Tensor = dense.residuals(dense.dense(features, self.out_mlp_E.first), self.out_mlp_E.residuals)
+        return out
+
+    def _forces_of_all_depths(self, features: Sequence[Tensor], rad: Tensor) -> Tensor:
+        """Force features of all depths, several [E, edge], gated and taken together: [E, edge]."""
+        dense, blocks = self.operators.dense, [cast(OutputBlock, block) for block in self.out_blocks]
+        gates = [block.scale_rbf_F(block.dense_rbf_F.weight) for block in blocks]
+        if any(block.scale_rbf_F.observer for block in blocks):
+            gated = [
+                x if block.scale_rbf_F.observer else dense.gate(x, rad, gate)
+                for block, x, gate in zip(blocks, features, gates, strict=True)
+            ]
+            x = dense.dense(torch.cat(gated, dim=1), self.out_mlp_F.first)
+        else:
+            x = dense.gated_concat(features, rad, gates, self.out_mlp_F.first)
+        out: Tensor = dense.residuals(x, self.out_mlp_F.residuals)
+        return out
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a block, keeping only its inputs where activations are to be recomputed."""
         if self.config.recompute and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
+
+
+def _feature_dtype(weight: Tensor) -> torch.dtype:
+    """Precision of edge features: that of autocast where it is on, else that of the parameters."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _divide_by(divisor: float) -> Callable[[Tensor], Tensor]:

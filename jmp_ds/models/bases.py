@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jmp_kernels import expand_feature, segment_sum
+from jmp_kernels import MiddleTables, Operators, ReadOut
+from jmp_kernels.messages import taken
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import EdgeSet, Graph
@@ -24,40 +25,6 @@ from jmp_ds.models.angular import (
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.layers import BasisEmbedding, Dense, EdgeEmbedding, he_orthogonal_
 from jmp_ds.models.radial import RadialBasis
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """Triplet read-out of every edge (linear message passing, section 1).
-
-    Attributes:
-        table: U [E, K, L²].
-        own: Σ_l P̃_l(1) R[e,k,l], what the excluded twin contributes: [E, K].
-    """
-
-    table: Tensor
-    own: Tensor
-
-
-@dataclass(frozen=True)
-class QuadrupletTables:
-    """Tables of in-triplets and out-pairs (linear message passing, section 2); H azimuth channels.
-
-    Attributes:
-        circular: [R_in, cbf], the angular gate of every in-triplet.
-        write: [R_in, 2H], azimuth powers of d about b→a.
-        zonal: [R_out, L], P̃_l(cos φ_cab).
-        read: [R_out, H, 2], azimuth powers of c about b→a.
-        same: [R_out, H], what the in-triplet d = c contributes and must not.
-        radial: [E, sbf, L·H], radial basis times weights, in Fourier form.
-    """
-
-    circular: Tensor
-    write: Tensor
-    zonal: Tensor
-    read: Tensor
-    same: Tensor
-    radial: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,7 +59,7 @@ class BasisTables:
     a2e: ReadOut
     e2a_moments: Tensor
     e2a_readout: Tensor
-    quadruplet: QuadrupletTables
+    quadruplet: MiddleTables
 
 
 class AtomAtomBasis(nn.Module):
@@ -122,24 +89,25 @@ class Bases(nn.Module):
     fourier: Tensor
     zonal_at_one: Tensor
 
-    def __init__(self, config: BackboneConfig, dihedral: Dihedral) -> None:
+    def __init__(self, config: BackboneConfig, dihedral: Dihedral, operators: Operators) -> None:
         super().__init__()
+        self.messages = operators.messages
         c, radial, orders = config, config.num_radial, config.num_spherical
         self.dihedral: Dihedral = dihedral
         self.radial_basis = RadialBasis(radial)
-        self.mlp_rbf_qint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_rbf_qint = Dense(radial, c.emb_size_rbf)
         self.mlp_cbf_qint = BasisEmbedding(radial, orders, c.emb_size_cbf)
         self.mlp_sbf_qint = BasisEmbedding(radial, orders**2, c.emb_size_sbf)
-        self.mlp_rbf_aeint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_rbf_aeint = Dense(radial, c.emb_size_rbf)
         self.mlp_cbf_aeint = BasisEmbedding(radial, orders, c.emb_size_cbf)
-        self.mlp_rbf_eaint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_rbf_eaint = Dense(radial, c.emb_size_rbf)
         self.mlp_cbf_eaint = BasisEmbedding(radial, orders, c.emb_size_cbf)
         self.mlp_rbf_aint = AtomAtomBasis(radial, c.emb_size_rbf)
-        self.mlp_rbf_tint = Dense(radial, c.emb_size_rbf, activation=False)
+        self.mlp_rbf_tint = Dense(radial, c.emb_size_rbf)
         self.mlp_cbf_tint = BasisEmbedding(radial, orders, c.emb_size_cbf)
-        self.mlp_rbf_h = Dense(radial, c.emb_size_rbf, activation=False)
-        self.mlp_rbf_out = Dense(radial, c.emb_size_rbf, activation=False)
-        self.edge_emb = EdgeEmbedding(c.emb_size_atom, radial, c.emb_size_edge)
+        self.mlp_rbf_h = Dense(radial, c.emb_size_rbf)
+        self.mlp_rbf_out = Dense(radial, c.emb_size_rbf)
+        self.edge_emb = EdgeEmbedding(c.emb_size_atom, radial, c.emb_size_edge, operators)
         self._orders = orders
         self.register_buffer("addition", addition_factors(orders), persistent=False)
         self.register_buffer("fourier", fourier_coefficients(orders, dihedral), persistent=False)
@@ -171,7 +139,6 @@ class Bases(nn.Module):
         harmonics_ae = spherical_harmonics(vectors_ae, self._orders)
         moments, readout = self._edge_to_atom(graph, radial_ae, harmonics, harmonics_ae)
         rad_aa = self.mlp_rbf_aint(radial_aa)
-        num_pairs = graph.pairs.source.shape[0]
         return BasisTables(
             vectors=vectors,
             radial=radial,
@@ -181,7 +148,7 @@ class Bases(nn.Module):
             rad_update=_project(self.mlp_rbf_h, radial),
             rad_out=_project(self.mlp_rbf_out, radial),
             rad_a2e=_project(self.mlp_rbf_aeint, radial_ae),
-            rad_a2a=rad_aa.new_zeros(num_pairs, rad_aa.shape[1]).index_add(0, graph.pairs.pair, rad_aa),
+            rad_a2a=self.messages.sum_into(rad_aa, graph.pairs.by_pair),
             harmonics=harmonics,
             harmonics_a2ee2a=harmonics_ae,
             e2e=self._read_out(self.mlp_cbf_tint, radial, harmonics),
@@ -192,29 +159,26 @@ class Bases(nn.Module):
         )
 
     def _read_out(self, embedding: BasisEmbedding, radial: Tensor, harmonics: Tensor) -> ReadOut:
-        """U[e,k,p] = sqrt(4π/(2l+1)) R[e,k,l(p)] Y_p(v_e), and the twin's weight."""
-        weights = embedding(radial)
-        table = (weights @ self.addition.to(radial.dtype)) * harmonics[:, None]
-        return ReadOut(table=table, own=weights @ self.zonal_at_one.to(radial.dtype))
+        """The read-out of edges, and the twin's weight in it."""
+        addition, at_one = self.addition.to(radial.dtype), self.zonal_at_one.to(radial.dtype)
+        return self.messages.read_out(embedding(radial), harmonics, addition, at_one)
 
     def _edge_to_atom(
         self, graph: Graph, radial_ae: Tensor, harmonics: Tensor, harmonics_ae: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Moments and read-out of edge→atom: the read-out collapses onto atoms, the exclusion rides along as moments."""
-        read = self._read_out(self.mlp_cbf_eaint, radial_ae, harmonics_ae)
-        per_atom = segment_sum(read.table, graph.a2ee2a.by_target)
-        found = graph.twin.found[:, None].to(read.own.dtype)
-        if read.own.shape[0]:
-            excluded = read.own.index_select(0, graph.twin.index) * found
-        else:
-            excluded = read.own.new_zeros(found.shape[0], read.own.shape[1])
-        minus_one = -torch.eye(read.own.shape[1], dtype=per_atom.dtype, device=per_atom.device)
+        weights = self.mlp_cbf_eaint(radial_ae)
+        table = (weights @ self.addition.to(weights.dtype)) * harmonics_ae[:, None]
+        size, orders = table.shape[1:]
+        per_atom = self.messages.segment_sum(table.flatten(1), graph.a2ee2a.by_target).view(-1, size, orders)
+        excluded = taken(weights @ self.zonal_at_one.to(weights.dtype), graph.twin)
+        minus_one = -torch.eye(size, dtype=per_atom.dtype, device=per_atom.device)
         readout = torch.cat([per_atom, minus_one.expand(per_atom.shape[0], -1, -1)], dim=2)
         return torch.cat([harmonics, excluded], dim=1), readout
 
     def _quadruplets(
         self, graph: Graph, vectors: Tensor, vectors_q: Tensor, radial: Tensor, radial_q: Tensor
-    ) -> QuadrupletTables:
+    ) -> MiddleTables:
         quads, orders = graph.quadruplets, self._orders
         first, second = perpendicular_frame(vectors_q)
         # in-triplets d→b→a: the cosine is head to tail (specification section 4)
@@ -223,19 +187,20 @@ class Bases(nn.Module):
         zonal_in = zonal_harmonics(self._cosine(bond, axis), orders)
         frame = first.index_select(0, middle), second.index_select(0, middle)
         write = azimuth_powers(bond, *frame, orders, self.dihedral, reads=False)
-        circular = expand_feature(zonal_in, self.mlp_cbf_qint(radial_q).transpose(1, 2), quads.by_middle)
+        gates = self.mlp_cbf_qint(radial_q).transpose(1, 2)
+        circular = self.messages.expand_feature(zonal_in, gates, quads.by_middle)
         # out-pairs (c→a, b→a)
         bond = vectors.index_select(0, quads.by_edge.index)
         axis = vectors_q.index_select(0, quads.out_middle)
         frame = first.index_select(0, quads.out_middle), second.index_select(0, quads.out_middle)
         read = azimuth_powers(bond, *frame, orders, self.dihedral, reads=True)
-        return QuadrupletTables(
+        return MiddleTables(
             circular=circular,
             write=write.flatten(1),
             zonal=zonal_harmonics(self._cosine(bond, axis), orders),
             read=read,
             same=_same_terms(graph, read, write),
-            radial=self._quadruplet_radial(radial),
+            radial=self._quadruplet_radial(radial.index_select(0, quads.reading)),
         )
 
     def _cosine(self, a: Tensor, b: Tensor) -> Tensor:

@@ -1,23 +1,29 @@
 """The five interactions between atoms and edges, in time linear in the edges (specification section 5.1-5.6).
 
 Sums over triplets and quadruplets are moments in, read-out out (linear message passing). They run in the precision of the
-basis tables; dense layers run in that of the features.
+basis tables; dense layers run in that of the features. The interactions into edges end on narrow messages: the block
+projects them up and merges them in one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jmp_kernels import expand_feature, segment_outer
+from jmp_kernels import Gather, Operators, TorchMessages
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jmp_ds.graphs.graph import Graph
-from jmp_ds.models.bases import BasisTables, ReadOut
+from jmp_ds.models.bases import BasisTables
 from jmp_ds.models.config import BackboneConfig
-from jmp_ds.models.layers import INV_SQRT_2, Dense
+from jmp_ds.models.layers import Dense
 from jmp_ds.models.scaling import ScaleFactor
+
+#: Messages to edges before their up-projection: [R, narrow], the weight [edge, narrow], and the rows they belong to
+#: (None: all edges in order).
+Part = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Bilinear(nn.Module):
@@ -25,7 +31,7 @@ class Bilinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.bilinear = Dense(in_features, out_features, activation=False)
+        self.bilinear = Dense(in_features, out_features)
 
     @property
     def weight(self) -> Tensor:
@@ -33,85 +39,87 @@ class Bilinear(nn.Module):
         return self.bilinear.weight
 
 
-def up_to_edges(y: Tensor, reverse: Tensor, up_ca: Dense, up_ac: Dense) -> Tensor:
-    """[E, out] to [E, edge]: (up_ca(y[e]) + up_ac(y[reverse of e]))/√2; swapped while still narrow."""
-    return (up_ca(y) + up_ac(y.index_select(0, reverse))) * INV_SQRT_2
+def gated_down(
+    ops: Any, x: Tensor, dense: Dense, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor, down: Dense
+) -> Tensor:
+    """Dense layer, radial gate and down-projection: [R, size] and [R, rbf] to [R, down]."""
+    if scale.observer is None:
+        return ops.gated_down(x, dense.weight, rad, scale(mlp_rbf.weight), down.weight)
+    x = ops.dense(x, dense.weight)
+    x = scale.observe(x, ops.gate(x, rad, scale(mlp_rbf.weight)))
+    return ops.dense(x, down.weight)
 
 
-def gated(x: Tensor, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor) -> Tensor:
-    """Features times their radial gate, [R, C]: x ⊙ (rad Wᵀ), scaled."""
-    y = x * F.linear(rad.to(mlp_rbf.weight.dtype), scale(mlp_rbf.weight))
-    return scale.observe(x, y)
+class Interaction(nn.Module):
+    """What all have in common: the operators, and the bilinear layer at the end."""
+
+    def __init__(self, operators: Operators) -> None:
+        super().__init__()
+        self.messages = operators.messages
+        self.dense = operators.dense
+
+    def contracted(self, o: Tensor, dtype: torch.dtype, layer: Dense, scale: ScaleFactor) -> Tensor:
+        """The bilinear layer on read-outs [R, K, C], flattened basis channel first."""
+        y: Tensor = self.dense.linear(o.flatten(1).to(dtype), scale(layer.weight))
+        return y
 
 
-def contracted(o: Tensor, like: Tensor, layer: Dense, scale: ScaleFactor) -> Tensor:
-    """The bilinear layer on read-outs [R, K, C], flattened basis channel first, in the precision of the features."""
-    return F.linear(o.flatten(1).to(like.dtype), scale(layer.weight))
-
-
-def triplet_read_out(graph: Graph, read: ReadOut, moments: Tensor, twin: Tensor) -> Tensor:
-    """o[e,k,i] = Σ_p U[e,k,p] A[t(e),p,i] - own[e,k] x[twin(e),i]: [E, K, C]."""
-    return expand_feature(read.table, moments, graph.main.by_target) - read.own[:, :, None] * twin[:, None]
-
-
-class TripletLayers(nn.Module):
+class TripletLayers(Interaction):
     """The layers that the three triplet interactions have in common; names as published."""
 
-    def __init__(self, config: BackboneConfig, size: int, out: int) -> None:
+    def __init__(self, config: BackboneConfig, operators: Operators, size: int, out: int) -> None:
         """Layers for messages made of features of width `size`, ending on features of width `out`."""
-        super().__init__()
+        super().__init__(operators)
         c = config
         self.dense_ba = Dense(size, size)
-        self.mlp_rbf = Dense(c.emb_size_rbf, size, activation=False)
+        self.mlp_rbf = Dense(c.emb_size_rbf, size)
         self.scale_rbf = ScaleFactor()
         self.mlp_cbf = Bilinear(c.emb_size_cbf * c.emb_size_trip_in, c.emb_size_trip_out)
         self.scale_cbf_sum = ScaleFactor()
         self.down_projection = Dense(size, c.emb_size_trip_in)
         self.up_projection_ca = Dense(c.emb_size_trip_out, out)
 
-    def down(self, x: Tensor, rad: Tensor, dtype: torch.dtype) -> Tensor:
-        """Radial gate and down-projection: [R, size] and [R, rbf] to [R, trip_in], in the precision of the tables."""
-        return self.down_projection(gated(x, rad, self.mlp_rbf, self.scale_rbf)).to(dtype)
-
-    def bilinear(self, o: Tensor, like: Tensor, x: Tensor, counts: Callable[[], Tensor]) -> Tensor:
+    def bilinear(self, o: Tensor, dtype: torch.dtype, x: Tensor, counts: Callable[[], Tensor]) -> Tensor:
         """Read-outs [R, cbf, trip_in] to [R, trip_out]; `x` are the messages, `counts` the triplets each is part of."""
-        y = contracted(o, like, self.mlp_cbf.bilinear, self.scale_cbf_sum)
+        y = self.contracted(o, dtype, self.mlp_cbf.bilinear, self.scale_cbf_sum)
         return self.scale_cbf_sum.observe(x, y, counts)
 
 
 class TripletInteraction(TripletLayers):
     """Edge→edge: o of c→a from all b→a of the main graph (specification 5.2)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(config, config.emb_size_edge, config.emb_size_edge)
+    def __init__(self, config: BackboneConfig, operators: Operators) -> None:
+        super().__init__(config, operators, config.emb_size_edge, config.emb_size_edge)
         self.up_projection_ac = Dense(config.emb_size_trip_out, config.emb_size_edge)
 
-    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
-        """Edges [E, edge] to [E, edge]."""
-        x = self.down(self.dense_ba(m), tables.rad_e2e, tables.harmonics.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            moments = segment_outer(tables.harmonics, x, graph.main.by_target)
-            o = triplet_read_out(graph, tables.e2e, moments, x)
-        y = self.bilinear(o, m, x, lambda: _incoming(graph, graph.main.target) - 1)
-        return up_to_edges(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> list[Part]:
+        """Edges [E, edge] to messages to edges."""
+        x = gated_down(
+            self.dense, m, self.dense_ba, tables.rad_e2e, self.mlp_rbf, self.scale_rbf, self.down_projection
+        ).to(tables.harmonics.dtype)
+        into = graph.main.by_target
+        o = self.messages.triplet(x, tables.harmonics, into, tables.e2e, into, None)
+        y = self.bilinear(o, m.dtype, x, lambda: _incoming(graph, graph.main.target) - 1)
+        return both_ways(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
 
 class AtomEdgeInteraction(TripletLayers):
     """Atom→edge: o of c→a from atoms b by the a2ee2a graph (specification 5.4)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(config, config.emb_size_atom, config.emb_size_edge)
+    def __init__(self, config: BackboneConfig, operators: Operators) -> None:
+        super().__init__(config, operators, config.emb_size_atom, config.emb_size_edge)
         self.up_projection_ac = Dense(config.emb_size_trip_out, config.emb_size_edge)
 
-    def forward(self, graph: Graph, tables: BasisTables, h: Tensor, m: Tensor) -> Tensor:
-        """Atoms [N, atom] to edges [E, edge]; `m` gives the precision only."""
-        of_source = self.dense_ba(h).index_select(0, graph.a2ee2a.source)
-        x = self.down(of_source, tables.rad_a2e, tables.harmonics.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            moments = segment_outer(tables.harmonics_a2ee2a, x, graph.a2ee2a.by_target)
-            o = triplet_read_out(graph, tables.a2e, moments, _twins(graph, x))
-        y = self.bilinear(o, m, x, lambda: self._counts(graph))
-        return up_to_edges(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
+    def forward(self, graph: Graph, tables: BasisTables, h: Tensor, dtype: torch.dtype) -> list[Part]:
+        """Atoms [N, atom] to messages to edges, in the precision of the edges' features."""
+        of_source = self.messages.gather(self.dense.dense(h, self.dense_ba.weight).to(dtype), graph.a2ee2a.by_source)
+        gate = self.scale_rbf(self.mlp_rbf.weight)
+        gated = self.scale_rbf.observe(of_source, self.dense.gate(of_source, tables.rad_a2e, gate))
+        x = self.dense.dense(gated, self.down_projection.weight).to(tables.harmonics.dtype)
+        into, out_of = graph.a2ee2a.by_target, graph.main.by_target
+        o = self.messages.triplet(x, tables.harmonics_a2ee2a, into, tables.a2e, out_of, graph.twin)
+        y = self.bilinear(o, dtype, x, lambda: self._counts(graph))
+        return both_ways(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:
@@ -123,15 +131,19 @@ class AtomEdgeInteraction(TripletLayers):
 class EdgeAtomInteraction(TripletLayers):
     """Edge→atom: o of a from edges b→a, by the a2ee2a graph (specification 5.5)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(config, config.emb_size_edge, config.emb_size_atom)
+    def __init__(self, config: BackboneConfig, operators: Operators) -> None:
+        super().__init__(config, operators, config.emb_size_edge, config.emb_size_atom)
 
-    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
-        """Edges [E, edge] to atoms [N, atom]."""
-        x = self.down(self.dense_ba(m), tables.rad_e2a, tables.harmonics.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            o = torch.bmm(tables.e2a_readout, segment_outer(tables.e2a_moments, x, graph.main.by_target))
-        return self.up_projection_ca(self.bilinear(o, m, x, lambda: self._counts(graph)))
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor, dtype: torch.dtype) -> Tensor:
+        """Edges [E, edge] to atoms [N, atom], in the precision of the atoms' features."""
+        x = gated_down(
+            self.dense, m, self.dense_ba, tables.rad_e2a, self.mlp_rbf, self.scale_rbf, self.down_projection
+        ).to(tables.harmonics.dtype)
+        moments = self.messages.segment_outer(tables.e2a_moments, x, graph.main.by_target)
+        o = torch.bmm(tables.e2a_readout, moments)
+        y = self.bilinear(o, dtype, x, lambda: self._counts(graph))
+        out: Tensor = self.dense.dense(y, self.up_projection_ca.weight)
+        return out
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:
@@ -139,38 +151,40 @@ class EdgeAtomInteraction(TripletLayers):
         return incoming[graph.main.target] - graph.twin.found.to(incoming.dtype)
 
 
-class AtomInteraction(nn.Module):
+class AtomInteraction(Interaction):
     """Atom→atom by the a2a graph (specification 5.6); images of one pair share their features."""
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
+    def __init__(self, config: BackboneConfig, operators: Operators) -> None:
+        super().__init__(operators)
         c = config
-        self.bilinear = Dense(c.emb_size_rbf * c.emb_size_aint_in, c.emb_size_aint_out, activation=False)
+        self.bilinear = Dense(c.emb_size_rbf * c.emb_size_aint_in, c.emb_size_aint_out)
         self.scale_rbf_sum = ScaleFactor()
         self.down_projection = Dense(c.emb_size_atom, c.emb_size_aint_in)
         self.up_projection = Dense(c.emb_size_aint_out, c.emb_size_atom)
 
     def forward(self, graph: Graph, tables: BasisTables, h: Tensor) -> Tensor:
         """Atoms [N, atom] to the same."""
-        x = self.down_projection(h)
-        with torch.autocast(x.device.type, enabled=False):
-            of_pair = x.to(tables.rad_a2a.dtype).index_select(0, graph.pairs.source)
-            o = segment_outer(tables.rad_a2a, of_pair, graph.pairs.by_target)
-        y = contracted(o, h, self.bilinear, self.scale_rbf_sum)
+        x = self.dense.dense(h, self.down_projection.weight)
+        o = self.messages.pair(tables.rad_a2a, x.to(tables.rad_a2a.dtype), graph.pairs.by_source, graph.pairs.by_target)
+        y = self.contracted(o, h.dtype, self.bilinear, self.scale_rbf_sum)
         y = self.scale_rbf_sum.observe(x, y, lambda: torch.bincount(graph.a2a.source, minlength=graph.num_atoms))
-        return self.up_projection(y)
+        out: Tensor = self.dense.dense(y, self.up_projection.weight)
+        return out
 
 
-class QuadrupletInteraction(nn.Module):
-    """Edge→edge through middle bonds: c→a from d→b for all b→a of the qint graph (specification 5.3)."""
+class QuadrupletInteraction(Interaction):
+    """Edge→edge through middle bonds: c→a from d→b for all b→a of the qint graph (specification 5.3).
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
+    Edges that feed no quadruplet are left out before, edges that no quadruplet reaches after: their messages are zero.
+    """
+
+    def __init__(self, config: BackboneConfig, operators: Operators) -> None:
+        super().__init__(operators)
         c = config
         self.dense_db = Dense(c.emb_size_edge, c.emb_size_edge)
-        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, activation=False)
+        self.mlp_rbf = Dense(c.emb_size_rbf, c.emb_size_edge)
         self.scale_rbf = ScaleFactor()
-        self.mlp_cbf = Dense(c.emb_size_cbf, c.emb_size_quad_in, activation=False)
+        self.mlp_cbf = Dense(c.emb_size_cbf, c.emb_size_quad_in)
         self.scale_cbf = ScaleFactor()
         self.mlp_sbf = Bilinear(c.emb_size_sbf * c.emb_size_quad_in, c.emb_size_quad_out)
         self.scale_sbf_sum = ScaleFactor()
@@ -178,34 +192,38 @@ class QuadrupletInteraction(nn.Module):
         self.up_projection_ca = Dense(c.emb_size_quad_out, c.emb_size_edge)
         self.up_projection_ac = Dense(c.emb_size_quad_out, c.emb_size_edge)
 
-    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> Tensor:
-        """Edges [E, edge] to [E, edge]."""
-        x = self.down_projection(gated(self.dense_db(m), tables.rad_quad, self.mlp_rbf, self.scale_rbf))
-        with torch.autocast(x.device.type, enabled=False):
-            y = self._messages(graph, tables, x.to(tables.harmonics.dtype))
-            o = self._read_out(graph, tables, y)
-        out = contracted(o, m, self.mlp_sbf.bilinear, self.scale_sbf_sum)
-        out = self.scale_sbf_sum.observe(y, out, lambda: self._counts(graph))
-        return up_to_edges(out, graph.reverse, self.up_projection_ca, self.up_projection_ac)
+    def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> list[Part]:
+        """Edges [E, edge] to messages to edges."""
+        quads, dtype = graph.quadruplets, tables.harmonics.dtype
+        gate = self.scale_cbf(self.mlp_cbf.weight).to(dtype)
+        if any(scale.observer for scale in (self.scale_rbf, self.scale_cbf, self.scale_sbf_sum)):
+            out = self._observed(graph, tables, m, gate)
+        else:
+            x = self._down(rows_of(m, quads.feeding), rows_of(tables.rad_quad, quads.feeding)).to(dtype)
+            o = self.messages.quadruplet(x, gate, tables.quadruplet, quads.rows)
+            out = self.contracted(o, m.dtype, self.mlp_sbf.bilinear, self.scale_sbf_sum)
+        if quads.reading.shape[0] == m.shape[0]:
+            return both_ways(out, graph.reverse, self.up_projection_ca, self.up_projection_ac)
+        reversed_rows = graph.reverse.index_select(0, quads.reading)
+        return [
+            (out, self.up_projection_ca.weight, quads.reading),
+            (out, self.up_projection_ac.weight, reversed_rows),
+        ]
 
-    def _messages(self, graph: Graph, tables: BasisTables, x: Tensor) -> Tensor:
-        """y of every in-triplet d→b→a: the feature of d→b times its angular gate, [R_in, quad_in]."""
-        of_triplet = x.index_select(0, graph.quadruplets.in_edge)
-        gate = tables.quadruplet.circular @ self.scale_cbf(self.mlp_cbf.weight).to(x.dtype).T
-        return self.scale_cbf.observe(of_triplet, of_triplet * gate)
+    def _down(self, m: Tensor, rad: Tensor) -> Tensor:
+        return gated_down(self.dense, m, self.dense_db, rad, self.mlp_rbf, self.scale_rbf, self.down_projection)
 
-    @staticmethod
-    def _read_out(graph: Graph, tables: BasisTables, y: Tensor) -> Tensor:
-        """Moments per middle bond, read by every out-pair, summed into the edge: [E, sbf, quad_in]."""
-        quads, quad = graph.quadruplets, tables.quadruplet
-        middles, channels, width = quads.by_middle.count, quad.read.shape[1], y.shape[1]
-        moments = segment_outer(quad.write, y, quads.by_middle).view(middles, channels, 2, width)
-        real, imaginary = moments.index_select(0, quads.out_middle).unbind(2)
-        t = torch.addcmul(quad.read[:, :, :1] * real, quad.read[:, :, 1:], imaginary)
-        if y.shape[0]:
-            t = torch.addcmul(t, quad.same[..., None], y.index_select(0, quads.same.index)[:, None], value=-1)
-        per_edge = segment_outer(quad.zonal, t.flatten(1), quads.by_edge)
-        return torch.bmm(quad.radial, per_edge.view(per_edge.shape[0], quad.radial.shape[2], width))
+    def _observed(self, graph: Graph, tables: BasisTables, m: Tensor, gate: Tensor) -> Tensor:
+        """The same for the fit of scale factors, whose variances are over all edges: messages [E_r, quad_out]."""
+        quads = graph.quadruplets
+        rows = replace(quads.rows, feature=Gather(quads.in_edge, m.shape[0]))
+        x = self._down(m, tables.rad_quad).to(gate.dtype)
+        y = TorchMessages.middle_messages(x, gate, tables.quadruplet, rows)
+        y = self.scale_cbf.observe(x.index_select(0, quads.in_edge), y)
+        o = TorchMessages.middle_read(y, tables.quadruplet, rows)
+        out = self.contracted(o, m.dtype, self.mlp_sbf.bilinear, self.scale_sbf_sum)
+        of_all = out.new_zeros(m.shape[0], out.shape[1]).index_copy(0, quads.reading, out)
+        return self.scale_sbf_sum.observe(y, of_all, lambda: self._counts(graph)).index_select(0, quads.reading)
 
     @staticmethod
     def _counts(graph: Graph) -> Tensor:
@@ -216,14 +234,16 @@ class QuadrupletInteraction(nn.Module):
         return out_pairs - torch.zeros_like(out_pairs).index_add(0, same, torch.ones_like(same))
 
 
+def both_ways(y: Tensor, reverse: Tensor, up_ca: Dense, up_ac: Dense) -> list[Part]:
+    """Messages of c→a and, swapped while still narrow, of a→c."""
+    return [(y, up_ca.weight, None), (y.index_select(0, reverse), up_ac.weight, None)]
+
+
+def rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """The named (distinct, ascending) rows; x itself where these are all."""
+    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
+
+
 def _incoming(graph: Graph, atoms: Tensor) -> Tensor:
     """Number of main edges into each of the atoms."""
     return torch.bincount(graph.main.target, minlength=graph.num_atoms)[atoms]
-
-
-def _twins(graph: Graph, x: Tensor) -> Tensor:
-    """The a2ee2a feature of every main edge's twin, zero where it has none: [E, C]."""
-    found = graph.twin.found[:, None].to(x.dtype)
-    if not x.shape[0]:
-        return x.new_zeros(found.shape[0], x.shape[1])
-    return x.index_select(0, graph.twin.index) * found

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
+from jmp_kernels import Operators
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from jmp_ds.graphs.graph import EdgeSet
 
 INV_SQRT_2 = 1 / math.sqrt(2.0)
 INV_SQRT_3 = 1 / math.sqrt(3.0)
-
-
-def scaled_silu(x: Tensor) -> Tensor:
-    """SiLU(x)/0.6, the activation of the whole network."""
-    return F.silu(x) * (1 / 0.6)
 
 
 def he_orthogonal_(weight: Tensor) -> Tensor:
@@ -30,40 +29,46 @@ def he_orthogonal_(weight: Tensor) -> Tensor:
 
 
 class Dense(nn.Module):
-    """y = act(x Wᵀ), without bias; key `linear.weight` as published."""
+    """The weight of a dense layer without bias, y = act(x Wᵀ) or x Wᵀ; key `linear.weight` as published.
 
-    def __init__(self, in_features: int, out_features: int, *, activation: bool = True) -> None:
+    Layers hold weights only: what is computed with them, and in how few passes, is up to the operators.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=False)
         he_orthogonal_(self.linear.weight)
-        self.activation = activation
 
     @property
     def weight(self) -> Tensor:
         """[out, in]."""
         return self.linear.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, in] to […, out]."""
-        y = self.linear(x)
-        return scaled_silu(y) if self.activation else y
-
 
 class ResidualLayer(nn.Module):
-    """y = (x + Dense(Dense(x)))/√2."""
+    """The weights of y = (x + act(W₂ act(W₁ x)))/√2."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
         self.dense_mlp = nn.Sequential(Dense(units, units), Dense(units, units))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, units] to the same."""
-        return (x + self.dense_mlp(x)) * INV_SQRT_2
+
+class Residuals(nn.Sequential):
+    """Several residual layers in a row; keys `0.dense_mlp.0.linear.weight` and so on, as published."""
+
+    def __init__(self, count: int, units: int) -> None:
+        super().__init__(*(ResidualLayer(units) for _ in range(count)))
+
+    @property
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """(W₁, W₂) of every layer."""
+        return weights_of(self)
 
 
-def residual_layers(count: int, units: int) -> nn.Sequential:
-    """Several residual layers in a row."""
-    return nn.Sequential(*(ResidualLayer(units) for _ in range(count)))
+def weights_of(layers: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """(W₁, W₂) of every residual layer."""
+    pairs = (cast(ResidualLayer, layer).dense_mlp for layer in layers)
+    return [(cast(Dense, first).weight, cast(Dense, second).weight) for first, second in pairs]
 
 
 class BasisEmbedding(nn.Module):
@@ -86,14 +91,17 @@ class BasisEmbedding(nn.Module):
 class EdgeEmbedding(nn.Module):
     """act(W [h_s, h_t, m]): the atom parts are multiplied once per atom, not once per edge."""
 
-    def __init__(self, atom: int, edge: int, out: int) -> None:
+    def __init__(self, atom: int, edge: int, out: int, operators: Operators) -> None:
         super().__init__()
         self.dense = Dense(2 * atom + edge, out)
         self._atom = atom
+        self._operators = operators
 
-    def forward(self, h: Tensor, m: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Atoms [N, atom] and edges [E, edge] to [E, out]."""
+    def forward(self, h: Tensor, m: Tensor, edges: EdgeSet) -> Tensor:
+        """Atoms [N, atom] and edges [E, edge] to [E, out], in the precision of m."""
+        dense, messages = self._operators.dense, self._operators.messages
         w_source, w_target, w_edge = self.dense.weight.split([self._atom, self._atom, m.shape[1]], dim=1)
-        of_source = F.linear(h, w_source).index_select(0, source)
-        of_target = F.linear(h, w_target).index_select(0, target)
-        return scaled_silu(F.linear(m, w_edge) + of_source + of_target)
+        of_source = messages.gather(dense.linear(h, w_source).to(m.dtype), edges.by_source)
+        of_target = messages.spread(dense.linear(h, w_target).to(m.dtype), edges.by_target)
+        out: Tensor = dense.added_dense(m, w_edge, of_source + of_target)
+        return out

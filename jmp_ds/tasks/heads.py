@@ -6,23 +6,21 @@ float32 at least, with autocast off. Every function takes zero rows, and none lo
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from jmp_kernels import DenseOnce, DenseTwice
 from torch import Tensor, nn
 
 from jmp_ds.graphs.batch import TaskRows
-from jmp_ds.models.layers import scaled_silu
 from jmp_ds.tasks.specs import Reduction
 
 #: Linear layers of a head (`num_mlps` of the published settings).
 HEAD_LAYERS = 5
 
 
-class ScaledSiLU(nn.Module):
-    """The activation as a module, because published keys count it among the layers of a head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to any shape."""
-        return scaled_silu(x)
+class Activation(nn.Module):
+    """A place without weights: published keys count activations among the layers of a head."""
 
 
 class HeadMLP(nn.Sequential):
@@ -31,21 +29,25 @@ class HeadMLP(nn.Sequential):
     The linear layers have the indices 0, 2, 4, 6, 8, as published. The last never has a bias.
     """
 
-    def __init__(self, width: int, *, bias: bool = True) -> None:
-        """Args: width of the features; bias: whether the hidden layers have one."""
+    def __init__(self, width: int, *, bias: bool = True, dense: DenseOnce | DenseTwice | None = None) -> None:
+        """Args: width of the features; bias: whether the hidden layers have one; dense: the operators of dense layers."""
         layers: list[nn.Module] = []
         for _ in range(HEAD_LAYERS - 1):
-            layers += [nn.Linear(width, width, bias=bias), ScaledSiLU()]
+            layers += [nn.Linear(width, width, bias=bias), Activation()]
         super().__init__(*layers, nn.Linear(width, 1, bias=False))
+        self._dense = dense or DenseTwice()
 
     def forward(self, features: Tensor) -> Tensor:
-        """[K, width] → [K]."""
-        return super().forward(features).squeeze(-1)
+        """[K, width] → [K], in the precision of the features."""
+        linear = [cast(nn.Linear, layer) for layer in list(self)[::2]]
+        with torch.autocast(features.device.type, enabled=False):
+            x = self._dense.layers(features, [(layer.weight, layer.bias) for layer in linear[:-1]])
+            return self._dense.linear(x, linear[-1].weight).squeeze(-1)
 
 
 def energy(head: HeadMLP, atoms: Tensor, rows: TaskRows) -> Tensor:
     """Sum over the atoms of every structure of the task: atom features [N, width] → [B_t], float32 at least."""
-    return _sum_per_structure(_wide(head(atoms.index_select(0, rows.atoms))), rows)
+    return _sum_per_structure(_wide(head(_rows(atoms, rows.atoms))), rows)
 
 
 def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows) -> Tensor:
@@ -60,8 +62,8 @@ def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows)
     Returns:
         [N_t, 3], float32 at least.
     """
-    strength = _wide(head(edges.index_select(0, rows.edges)))
-    direction = _wide(vectors.index_select(0, rows.edges))
+    strength = _wide(head(_rows(edges, rows.edges)))
+    direction = _wide(_rows(vectors, rows.edges))
     with torch.autocast(strength.device.type, enabled=False):
         contributions = strength.unsqueeze(-1) * direction
         forces = contributions.new_zeros(rows.atoms.shape[0], 3)
@@ -70,7 +72,7 @@ def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows)
 
 def scalar(head: HeadMLP, atoms: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
     """Sum, mean or maximum over the atoms of every structure of the task: [N, width] → [B_t], float32 at least."""
-    per_atom = _wide(head(atoms.index_select(0, rows.atoms)))
+    per_atom = _wide(head(_rows(atoms, rows.atoms)))
     return reduce_per_structure(per_atom, rows, reduction)
 
 
@@ -92,6 +94,11 @@ def _sum_per_structure(values: Tensor, rows: TaskRows) -> Tensor:
     with torch.autocast(values.device.type, enabled=False):
         zeros = values.new_zeros(rows.structures.shape[0], *values.shape[1:])
         return zeros.index_add(0, rows.atom_structure, values)
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The named (distinct, ascending) rows; x itself where these are all."""
+    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
 def _wide(x: Tensor) -> Tensor:

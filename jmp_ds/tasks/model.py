@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
+from jmp_kernels import DenseOnce, DenseTwice, Operators, TorchMessages
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
@@ -38,8 +39,13 @@ class MultiTaskModel(nn.Module):
         config: of the backbone; its force branch exists iff a task has direct forces.
     """
 
-    def __init__(self, config: BackboneConfig, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: BackboneConfig, tasks: Sequence[Task], messages: TorchMessages | None = None) -> None:
         """Build with fresh weights.
+
+        Args:
+            config: of the backbone.
+            tasks: what is predicted.
+            messages: what message passing is computed by; the default is PyTorch, which runs anywhere.
 
         Raises:
             UserError: no task, names that cannot be used, or tasks that do not fit into one model.
@@ -48,8 +54,11 @@ class MultiTaskModel(nn.Module):
         check_tasks(tasks)
         self.tasks = tuple(tasks)
         self.config = replace(config, direct_forces=any(task.direct_forces for task in tasks))
-        self.backbone = Backbone(self.config, self.tasks[0].graph.dihedral)
-        self.heads = nn.ModuleDict({task.name: _heads_of(task, self.config) for task in self.tasks})
+        twice = any(task.gradient_forces for task in tasks)
+        self.operators = Operators(messages or TorchMessages(), DenseTwice() if twice else DenseOnce())
+        self.backbone = Backbone(self.config, self.tasks[0].graph.dihedral, self.operators)
+        own = {task.name: _heads_of(task, self.config, self.operators) for task in self.tasks}
+        self.heads = nn.ModuleDict(own)
 
     def forward(self, batch: Batch) -> Outputs:
         """Normalised predictions: task → label → tensor on that task's rows.
@@ -164,13 +173,13 @@ def _check_name(what: str, name: str, where: str) -> None:
         raise UserError(f"{where}{what} name {name!r} is reserved; choose another, such as {name + '_1'!r}")
 
 
-def _heads_of(task: Task, config: BackboneConfig) -> nn.ModuleDict:
+def _heads_of(task: Task, config: BackboneConfig, operators: Operators) -> nn.ModuleDict:
     """One MLP per label that a head predicts."""
     mlps: dict[str, nn.Module] = {}
     if task.energy is not None:
-        mlps["energy"] = heads.HeadMLP(config.emb_size_atom, bias=task.energy.bias)
+        mlps["energy"] = heads.HeadMLP(config.emb_size_atom, bias=task.energy.bias, dense=operators.dense)
     if task.direct_forces:
-        mlps["forces"] = heads.HeadMLP(config.emb_size_edge)
+        mlps["forces"] = heads.HeadMLP(config.emb_size_edge, dense=operators.dense)
     for target in task.scalars:
-        mlps[target.label] = heads.HeadMLP(config.emb_size_atom)
+        mlps[target.label] = heads.HeadMLP(config.emb_size_atom, dense=operators.dense)
     return nn.ModuleDict(mlps)

@@ -1,9 +1,30 @@
-"""Operators of message passing on plain tensors: sums over edges that differentiate into one another.
+"""Operators of message passing on plain tensors: sums over edges that differentiate into one another, and dense layers.
 
-Knows nothing of jmp_ds. What is here runs anywhere PyTorch runs and is the CPU path.
+Knows nothing of jmp_ds. What is imported here runs anywhere PyTorch runs and is the CPU path; the Triton operators are in
+`triton_ops`, imported where they are chosen.
 """
 
-from jmp_kernels.segments import Segments, segments_of
+from jmp_kernels.dense_once import DenseOnce
+from jmp_kernels.dense_twice import DenseTwice
+from jmp_kernels.messages import MiddleRows, MiddleTables, ReadOut, TorchMessages
+from jmp_kernels.operators import Operators
+from jmp_kernels.segments import Gather, LookUp, Segments, segments_of
 from jmp_kernels.trilinear import expand_basis, expand_feature, segment_outer, segment_sum
 
-__all__ = ["Segments", "expand_basis", "expand_feature", "segment_outer", "segment_sum", "segments_of"]
+__all__ = [
+    "DenseOnce",
+    "DenseTwice",
+    "Gather",
+    "LookUp",
+    "MiddleRows",
+    "MiddleTables",
+    "Operators",
+    "ReadOut",
+    "Segments",
+    "TorchMessages",
+    "expand_basis",
+    "expand_feature",
+    "segment_outer",
+    "segment_sum",
+    "segments_of",
+]

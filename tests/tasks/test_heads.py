@@ -68,8 +68,8 @@ def test_sums_are_float32_under_autocast(make_batch) -> None:
     batch = make_batch([3000], [0], ["a"], edge_target=[0] * 3000)
     head = heads.HeadMLP(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head(torch.randn(2, 4)).dtype == torch.bfloat16
-        atoms = torch.ones(3000, 4)
+        atoms = torch.ones(3000, 4, dtype=torch.bfloat16)
+        assert head(atoms).dtype == torch.bfloat16
         total = heads.energy(head, atoms, batch.rows["a"])
         forces = heads.direct_forces(head, atoms, torch.ones(3000, 3), batch.rows["a"])
         one = head(atoms[:1]).float()

