@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jmp_ds.graphs.batch import Batch, Labels, TaskRows
+from jmp_ds.graphs.device_graph import Built, device_graph
 from jmp_ds.graphs.graph import Graph, collate_graph
 from jmp_ds.graphs.neighbors import EdgeDropout, build_edges
 from jmp_ds.graphs.settings import GraphSettings
@@ -58,6 +59,7 @@ def assemble(
     tasks: Sequence[tuple[str, GraphSettings]],
     labels: Sequence[Mapping[str, NDArray[np.float64] | float]] | None = None,
     dropout: Sequence[EdgeDropout | None] | None = None,
+    build_on: torch.device | str | None = None,
 ) -> Batch:
     """A batch of structures (none at all is allowed).
 
@@ -67,16 +69,41 @@ def assemble(
         tasks: name and graph settings of every task of the model, in the model's order.
         labels: per structure, labels by name in their units; what is missing is left out.
         dropout: per structure, which edges to drop; one probability for the whole batch.
+        build_on: device on which the graph is built and the batch is then; None builds on the host, as data workers do.
     """
     settings = [tasks[t][1] for t in task_of]
+    names = [name for name, _ in tasks]
     dropout = dropout or [None] * len(structures)
+    if build_on is not None:
+        built = _built_on(torch.device(build_on), structures, settings, dropout)
+        batch = batch_of(
+            structures, task_of, names, built.graph, labels, _probability(dropout), torch.from_numpy(built.first_edge)
+        )
+        return batch.to(build_on)
     edges = [
         build_edges(s.pos, s.cell, s.pbc, s.ocp_tags, chosen, dropout=d)
         for s, chosen, d in zip(structures, settings, dropout, strict=True)
     ]
     natoms = [s.natoms for s in structures]
     graph = collate_graph(edges, natoms, [s.cell for s in structures], settings)
-    return batch_of(structures, task_of, [name for name, _ in tasks], graph, labels, _probability(dropout))
+    return batch_of(structures, task_of, names, graph, labels, _probability(dropout))
+
+
+def _built_on(
+    device: torch.device,
+    structures: Sequence[Structure],
+    settings: Sequence[GraphSettings],
+    dropout: Sequence[EdgeDropout | None],
+) -> Built:
+    return device_graph(
+        _stacked([s.pos for s in structures], (0, 3), np.float64).to(device, non_blocking=True),
+        [s.natoms for s in structures],
+        np.array([s.cell for s in structures], dtype=np.float64).reshape(-1, 3, 3),
+        np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
+        _stacked([s.ocp_tags for s in structures], (0,), np.int64).to(device, non_blocking=True),
+        settings,
+        dropout,
+    )
 
 
 def batch_of(
@@ -86,11 +113,18 @@ def batch_of(
     graph: Graph,
     labels: Sequence[Mapping[str, NDArray[np.float64] | float]] | None = None,
     edge_dropout: float = 0.0,
+    first_edge: Tensor | None = None,
 ) -> Batch:
-    """A batch whose graph is already there (made by `collate_graph` from given edges, say)."""
+    """A batch whose graph is already there (made by `collate_graph` from given edges, say).
+
+    All but the graph is on the CPU. Where the graph is on another device, `first_edge`, int64 [B + 1] on the CPU, must say
+    where the main edges of every structure begin.
+    """
     natoms = torch.tensor([s.natoms for s in structures], dtype=torch.int64)
     structure = torch.repeat_interleave(torch.arange(len(structures)), natoms)
     task = torch.tensor(list(task_of), dtype=torch.int64)
+    if first_edge is None:
+        first_edge = graph.main.by_target.first[torch.cat([natoms.new_zeros(1), torch.cumsum(natoms, 0)])]
     return Batch(
         pos=_stacked([s.pos for s in structures], (0, 3), np.float64),
         cell=_stacked([np.asarray(s.cell)[None] for s in structures], (0, 3, 3), np.float64),
@@ -105,7 +139,7 @@ def batch_of(
         graph=graph,
         task_names=tuple(task_names),
         task=task,
-        rows={name: _rows(k, task, structure, graph) for k, name in enumerate(task_names)},
+        rows={name: _rows(k, task, structure, graph, first_edge) for k, name in enumerate(task_names)},
         labels=_labels(labels or [{}] * len(structures), natoms),
         ids=tuple(s.id for s in structures),
         edge_dropout=edge_dropout,
@@ -123,20 +157,21 @@ def _stacked(parts: Sequence[NDArray], empty: tuple[int, ...], dtype: type) -> T
     return torch.from_numpy(np.concatenate([np.empty(empty, dtype=dtype), *(p.astype(dtype) for p in parts)]))
 
 
-def _rows(number: int, task: Tensor, structure: Tensor, graph: Graph) -> TaskRows:
+def _rows(number: int, task: Tensor, structure: Tensor, graph: Graph, first_edge: Tensor) -> TaskRows:
     """Rows of one task, and where they stand among each other."""
     own = task == number
     structures = own.nonzero()[:, 0]
     atoms = own[structure].nonzero()[:, 0]
-    edges = own[structure][graph.main.target].nonzero()[:, 0]
+    edges = torch.repeat_interleave(own, torch.diff(first_edge)).nonzero()[:, 0]
     place = torch.cumsum(own, 0) - 1
     place_of_atom = torch.cumsum(own[structure], 0) - 1
+    target = graph.main.target
     return TaskRows(
         structures=structures,
         atoms=atoms,
         edges=edges,
         atom_structure=place[structure[atoms]],
-        edge_atom=place_of_atom[graph.main.target[edges]],
+        edge_atom=place_of_atom.to(target.device)[target[edges.to(target.device)]],
     )
 
 

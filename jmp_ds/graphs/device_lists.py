@@ -13,7 +13,7 @@ import torch
 from jmp_kernels import LookUp, Segments
 from torch import Tensor
 
-from jmp_ds.graphs.device_search import Rows, positions, shifted
+from jmp_ds.graphs.device_search import Rows, positions, shifted, taken
 from jmp_ds.graphs.device_selection import Graphs, Sorted, before_each
 from jmp_ds.graphs.graph import EdgeSet, PairSums
 
@@ -87,9 +87,9 @@ def uses(at: Counted) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows, main, qint = at.rows, at.masks.main, at.masks.qint
     leaving = torch.zeros_like(at.degree.qint).index_add_(0, rows.source, qint.long())
-    of_middle = torch.where(qint, at.degree.main[rows.source] - main[rows.reverse].long(), 0)
-    of_edge = torch.where(main, leaving[rows.target] - qint[rows.reverse].long(), 0)
-    out_pairs = torch.where(main, at.degree.qint[rows.target] - qint.long(), 0)
+    of_middle = torch.where(qint, taken(at.degree.main, rows.source) - taken(main, rows.reverse).long(), 0)
+    of_edge = torch.where(main, taken(leaving, rows.target) - taken(qint, rows.reverse).long(), 0)
+    out_pairs = torch.where(main, taken(at.degree.qint, rows.target) - qint.long(), 0)
     return of_middle, of_edge, out_pairs
 
 
@@ -110,7 +110,7 @@ def count_lists(at: Counted, candidates: Rows) -> Tensor:
 def _pairs_present(at: Counted, candidates: Rows) -> tuple[Tensor, Tensor]:
     """For every possible ordered pair of atoms whether an a2a edge joins it (0 or 1), and its target."""
     rows, some = at.rows, candidates.num_pairs
-    pair = candidates.pair[rows.canonical]
+    pair = taken(candidates.pair, rows.canonical)
     # both directions of an atom's own images are one and the same pair
     turned = ~rows.is_canonical & (rows.source != rows.target)
     pair = torch.where(at.masks.a2a, pair + turned.long() * some, 2 * some)
@@ -140,8 +140,8 @@ def edge_set(place: Tensor, first: Tensor, width: int, rows: Sorted, candidates:
         rows, candidates: sorted, and as found.
         shifts: makes lengths of offsets.
     """
-    offset = candidates.offset[rows.canonical[place]]
-    offset = torch.where(rows.is_canonical[place][:, None], offset, -offset)
+    offset = taken(candidates.offset, taken(rows.canonical, place))
+    offset = torch.where(taken(rows.is_canonical, place)[:, None], offset, -offset)
     target = rows.target[place]
     return EdgeSet(
         source=rows.source[place],

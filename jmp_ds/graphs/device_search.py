@@ -109,7 +109,7 @@ def brute_force(pos: Tensor, plan: Plan, here: OnDevice) -> tuple[Rows, IntArray
     return Rows(
         **measured(pos, here, source, target, pair, image),
         pair=pair,
-        mirror=(2 * first + images - 1)[pair] - torch.arange(pair.shape[0], device=pos.device),
+        mirror=taken(2 * first + images - 1, pair) - torch.arange(pair.shape[0], device=pos.device),
         num_pairs=source.shape[0],
     ), rows_of
 
@@ -127,16 +127,16 @@ def measured(
         image: int64 [K], number of the row's image in its structure's list.
     """
     structure = here.structure[source]
-    apart = pos[target] - pos[source]
+    apart = taken(pos, target) - taken(pos, source)
     dual = here.dual[structure]
     nearest = torch.round(apart[:, 0:1] * dual[:, 0] + apart[:, 1:2] * dual[:, 1] + apart[:, 2:3] * dual[:, 2]).long()
-    row_structure = structure[pair]
-    offset = nearest[pair] + here.images[here.first_image[row_structure] + image]
-    vector = apart[pair] - shifted(offset, here.cell, row_structure)
+    row_structure = taken(structure, pair)
+    offset = taken(nearest, pair) + taken(here.images, taken(here.first_image, row_structure) + image)
+    vector = taken(apart, pair) - shifted(offset, here.cell, row_structure)
     x, y, z = vector.unbind(1)
     squared = (x * x + y * y) + z * z
-    valid = (squared > COINCIDENT) & (squared <= here.squared_reach[row_structure])
-    source, target = source[pair], target[pair]
+    valid = (squared > COINCIDENT) & (squared <= taken(here.squared_reach, row_structure))
+    source, target = taken(source, pair), taken(target, pair)
     valid &= (source != target) | _leads_down(offset)
     return {"source": source, "target": target, "offset": offset, "squared": squared, "valid": valid}
 
@@ -149,7 +149,7 @@ def shifted(offset: Tensor, cell: Tensor, structure: Tensor) -> Tensor:
         cell: float64 or float32 [B, 3, 3].
         structure: int64 [K].
     """
-    steps = [offset[:, k : k + 1].to(cell.dtype) * cell[:, k][structure] for k in range(3)]
+    steps = [offset[:, k : k + 1].to(cell.dtype) * taken(cell[:, k], structure) for k in range(3)]
     return (steps[0] + steps[1]) + steps[2]
 
 
@@ -171,6 +171,11 @@ def joined(parts: Sequence[Rows]) -> Rows:
     )
 
 
+def taken(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] along the first axis; on a CPU several times faster than indexing."""
+    return values.index_select(0, index)
+
+
 def positions(mask: Tensor, size: int) -> Tensor:
     """Where the mask [K] holds, ascending, int64 [size]: cut off at `size`, and 0 in places that are left over."""
     place = torch.cumsum(mask, 0) - 1
@@ -183,7 +188,7 @@ def ranges(length: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """For ranges of the given lengths, one after the other: number of the range, place within it; `total` places."""
     owner = torch.repeat_interleave(torch.arange(length.shape[0], device=length.device), length, output_size=total)
     first = torch.cumsum(length, 0) - length
-    return owner, torch.arange(total, device=length.device) - first[owner]
+    return owner, torch.arange(total, device=length.device) - taken(first, owner)
 
 
 def _leads_down(offset: Tensor) -> Tensor:

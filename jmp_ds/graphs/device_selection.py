@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jmp_ds.graphs.device_plan import Plan
-from jmp_ds.graphs.device_search import Rows, sent
+from jmp_ds.graphs.device_search import Rows, sent, taken
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.radius import IntArray
 from jmp_ds.graphs.selection import EDGE_OF_CUTOFF, TIE
@@ -70,25 +70,25 @@ def sorted_rows(rows: Rows, num_atoms: int) -> Sorted:
     device, k = rows.source.device, rows.num_rows
     mirror = rows.mirror
     squared = torch.where(rows.valid, rows.squared, torch.inf)
-    squared = torch.cat([squared, squared[mirror]])
+    squared = torch.cat([squared, taken(squared, mirror)])
     target = torch.where(rows.valid, rows.target, num_atoms)
     source = torch.where(rows.valid, rows.source, num_atoms)
-    into = torch.cat([target, source[mirror]])
+    into = torch.cat([target, taken(source, mirror)])
     # Squares are not negative: their bits sort as they do, and faster.
     by_length = torch.argsort(squared.view(torch.int64), stable=True)
-    into_sorted, by_target = torch.sort(into[by_length], stable=True)
-    row = by_length[by_target]
+    into_sorted, by_target = torch.sort(taken(into, by_length), stable=True)
+    row = taken(by_length, by_target)
     place = torch.empty_like(row).scatter_(0, row, torch.arange(2 * k, device=device))
     other_direction = torch.cat([mirror + k, mirror])
     return Sorted(
         row=row,
-        canonical=torch.cat([torch.arange(k, device=device), mirror])[row],
-        source=torch.cat([rows.source, rows.target[mirror]])[row],
+        canonical=taken(torch.cat([torch.arange(k, device=device), mirror]), row),
+        source=taken(torch.cat([rows.source, taken(rows.target, mirror)]), row),
         target=into_sorted.clamp(max=num_atoms - 1),
-        squared=squared[row],
+        squared=taken(squared, row),
         valid=into_sorted < num_atoms,
         first=torch.searchsorted(into_sorted, torch.arange(num_atoms + 1, device=device)),
-        reverse=place[other_direction[row]],
+        reverse=taken(place, taken(other_direction, row)),
     )
 
 
@@ -129,19 +129,19 @@ class Selection:
         if len(results) == 2:
             rule = self._published[rows.target]
             graphs = Graphs(*(torch.where(rule, a, b) for a, b in zip(*results, strict=True)))
-        touched = self._touched[rows.source] | self._touched[rows.target]
+        touched = taken(self._touched, rows.source) | taken(self._touched, rows.target)
         return graphs._replace(qint=graphs.qint & touched)
 
     def _published_graphs(self, rows: Sorted, kept: Tensor | None) -> Graphs[Tensor]:
         """`selection.published_masks`."""
-        limit = self._limit[rows.target]
-        inside = (rows.squared < limit) | ((rows.squared == limit) & self._periodic[rows.target])
+        limit = taken(self._limit, rows.target)
+        inside = (rows.squared < limit) | ((rows.squared == limit) & taken(self._periodic, rows.target))
         a2a = _strict_cap(inside & rows.valid, rows, self._caps.a2a)
         if kept is not None:
             a2a &= kept
         directed = _strict_cap(a2a, rows, self._caps.main)
         return Graphs(
-            main=torch.where(rows.is_canonical, directed, directed[rows.reverse]),
+            main=torch.where(rows.is_canonical, directed, taken(directed, rows.reverse)),
             a2a=a2a,
             a2ee2a=_strict_cap(a2a, rows, self._caps.a2ee2a),
             qint=_strict_cap(a2a, rows, self._caps.qint),
@@ -149,7 +149,7 @@ class Selection:
 
     def _invariant_graphs(self, rows: Sorted, length: Tensor, kept: Tensor | None) -> Graphs[Tensor]:
         """`selection.invariant_masks`."""
-        inside = rows.valid & (length < self._below[rows.target])
+        inside = rows.valid & (length < taken(self._below, rows.target))
         a2a = _either_end(inside, length, rows, self._caps.a2a)
         if kept is not None:
             a2a &= kept
@@ -203,7 +203,7 @@ def _strict_cap(mask: Tensor, rows: Sorted, cap: Tensor) -> Tensor:
     """Of the rows in the mask, the first `cap` (int64 [N]) of every target."""
     before = before_each(mask)
     last = before[rows.first[:-1]] + cap
-    return mask & (before[:-1] < last[rows.target])
+    return mask & (before[:-1] < taken(last, rows.target))
 
 
 def _either_end(mask: Tensor, length: Tensor, rows: Sorted, cap: Tensor) -> Tensor:
@@ -215,4 +215,4 @@ def _either_end(mask: Tensor, length: Tensor, rows: Sorted, cap: Tensor) -> Tens
     at = torch.searchsorted(before[1:], start[:-1] + cap).clamp(max=max(mask.shape[0] - 1, 0))
     reach = torch.where(degree > cap, length[at] + TIE, torch.inf)
     reach = torch.where(cap > 0, reach, -torch.inf)
-    return mask & (length <= torch.maximum(reach[rows.source], reach[rows.target]))
+    return mask & (length <= torch.maximum(taken(reach, rows.source), taken(reach, rows.target)))

@@ -13,6 +13,7 @@ from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.spacegroup import crystal
 from torch import Tensor
 
+from jmp_ds.graphs.assemble import Structure
 from jmp_ds.graphs.device_graph import Built, device_graph
 from jmp_ds.graphs.device_search import sent
 from jmp_ds.graphs.graph import Graph, collate_graph
@@ -65,6 +66,11 @@ def random_case(rng: np.random.Generator, settings: GraphSettings, most: int = 7
     return Case(pos, cell, pbc, rng.integers(0, 3, natoms), settings)
 
 
+def structure(one: Case) -> Structure:
+    """The case without its settings; all atoms are hydrogen."""
+    return Structure(one.pos, np.ones(len(one.pos), dtype=np.int64), one.cell, one.pbc, one.tags)
+
+
 def on_host(cases: Sequence[Case], dropout: Sequence[EdgeDropout | None] | None = None) -> Graph:
     """What the builder on the host makes of a batch."""
     dropout = dropout or [None] * len(cases)
@@ -99,6 +105,9 @@ def differences(expected: Any, found: Any, name: str = "graph") -> list[str]:
         if name.endswith("shift"):  # the host's matrix product may fuse what is rounded here
             same = torch.allclose(expected, found, rtol=1e-14, atol=1e-13)
         return [] if same else [f"{name}: {int((expected != found).sum())} of {expected.numel()} differ"]
+    if isinstance(expected, dict):
+        keys = [] if expected.keys() == found.keys() else [f"{name}: {sorted(expected)} against {sorted(found)}"]
+        return keys + [line for k in expected for line in differences(expected[k], found[k], f"{name}.{k}")]
     if is_dataclass(expected):
         return [
             line

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from device_cases import Case, case, differences, on_host, on_tensors, random_case, rutile, slab
+from device_cases import Case, case, differences, on_host, on_tensors, random_case, rutile, slab, structure
 from golden_systems import INDEX, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jmp_ds.errors import UserError
 from jmp_ds.graphs import device_cells, device_graph
+from jmp_ds.graphs.assemble import assemble
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import GraphSettings, published
@@ -165,6 +166,19 @@ def test_what_has_no_neighbour_list_is_refused():
 def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="for 4 atoms"):
         on_tensors([case(molecule("NH3"), GraphSettings(), tags=[2] * 3)])
+
+
+def test_batches_are_assembled_with_it():
+    """Labels, rows of every task and the graph are the same whoever builds the graph; none at all is allowed."""
+    cases = mixed()
+    tasks = [(f"task {k}", c.settings) for k, c in enumerate(cases[:3])]
+    task_of, structures = [0, 1, 2, 0, 0, 2], [structure(c) for c in cases]
+    labels = [{"energy": float(k)} for k in range(6)]
+    for count in (6, 0):
+        arguments = (structures[:count], task_of[:count], tasks, labels[:count], dropping(count))
+        expected = assemble(*arguments)
+        assert count == 0 or bool(expected.rows["task 2"].edges.any())
+        assert differences(expected, assemble(*arguments, build_on="cpu"), "batch") == []
 
 
 # --- one transfer -----------------------------------------------------------------------------------------------------
