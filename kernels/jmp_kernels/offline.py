@@ -23,10 +23,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jmp_kernels import triton_ops
 
@@ -103,7 +103,11 @@ def compiled_usage(form: Compiled, architecture: str) -> Usage:
     }
     source = ASTSource(form.kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    kernel = triton.compile(source, target=target, options=options)
+    try:
+        kernel = triton.compile(source, target=target, options=options)
+    except Exception as problem:
+        problem.add_note(f"while {form.name} was compiled for {architecture}")
+        raise
     return disassembled(kernel.asm["cubin"], kernel.metadata.shared)
 
 
@@ -155,11 +159,42 @@ def written(budget: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
     return "{\n" + ",\n".join(forms) + "\n}\n"
 
 
-def table(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as aligned columns."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells) + "\n"
+def measure(
+    forms: Sequence[Compiled],
+    architectures: Sequence[str],
+    budget: Mapping[str, Mapping[str, Mapping[str, int]]] | None,
+) -> tuple[dict[tuple[str, str], Usage], bool]:
+    """Compiles all forms and writes the table, line by line.
+
+    Args:
+        forms, architectures: what to compile, and for what.
+        budget: what is allowed; None: whatever they use, save what breaks the rules.
+
+    Returns:
+        The use of every form (name, architecture), and whether one exceeds what is allowed.
+    """
+    layout = f"{{:{max(len(form.name) for form in forms)}}}  {{:6}}  {{:>9}}  {{:>6}}  {{:>6}}  {{}}\n"
+    sys.stdout.write(layout.format("kernel", "arch", "registers", "spills", "shared", ""))
+    measured: dict[tuple[str, str], Usage] = {}
+    exceeded = False
+    for form in forms:
+        for architecture in architectures:
+            used = measured[form.name, architecture] = compiled_usage(form, architecture)
+            allowed = asdict(used) if budget is None else budget.get(form.name, {}).get(architecture)
+            wrong = complaints(form, architecture, used, allowed)
+            exceeded |= bool(wrong)
+            sys.stdout.write(layout.format(form.name, architecture, *asdict(used).values(), "; ".join(wrong) or "ok"))
+            sys.stdout.flush()
+    return measured, exceeded
+
+
+def update(path: Path, measured: Mapping[tuple[str, str], Usage]) -> None:
+    """Writes what was measured into the budget file, and takes out forms that no longer exist."""
+    known = {form.name for form in registered()}
+    budget = {name: entry for name, entry in read_budget(path).items() if name in known}
+    for (name, architecture), used in measured.items():
+        budget.setdefault(name, {})[architecture] = asdict(used)
+    path.write_text(written(budget))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,18 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, ValueError) as problem:
         sys.stderr.write(f"offline compilation: {problem}\n")
         return 2
-    budget, rows, exceeded = read_budget(given.budget), [], False
-    for form in forms:
-        for architecture in given.arch:
-            used = compiled_usage(form, architecture)
-            if given.update:
-                budget.setdefault(form.name, {})[architecture] = asdict(used)
-            wrong = complaints(form, architecture, used, budget.get(form.name, {}).get(architecture))
-            exceeded |= bool(wrong)
-            rows.append((form.name, architecture, *asdict(used).values(), "; ".join(wrong) or "ok"))
-    sys.stdout.write(table([("kernel", "arch", "registers", "spills", "shared", ""), *rows]))
+    measured, exceeded = measure(forms, given.arch, None if given.update else read_budget(given.budget))
     if given.update:
-        given.budget.write_text(written(budget))
+        update(given.budget, measured)
     return int(exceeded)
 
 

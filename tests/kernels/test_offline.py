@@ -92,9 +92,11 @@ def test_the_interpreter_and_unknown_names_are_refused() -> None:
     assert "no kernel form begins with nonsense" in run.stderr
 
 
-def test_low_precision_kernels_keep_their_budget_on_sm_90() -> None:
-    """Every kernel in the format of mixed-precision training, on one architecture."""
-    names = [form.name for form in offline.registered() if form.number_format == "half"]
+def test_one_form_of_every_forward_kernel_keeps_its_budget_on_sm_90() -> None:
+    """In the format of mixed-precision training, at the first of the registered sizes; all forms: the slow test."""
+    forms = [form for form in offline.registered() if form.forward and form.number_format == "half"]
+    names = list({form.tuned: form.name for form in reversed(forms)}.values())
+    assert len(names) >= 4
     run = compiled("--arch", "sm_90", "--only", *names)
     assert run.returncode == 0, run.stdout + run.stderr
 
