@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jmp_ds.errors import UserError
@@ -62,8 +64,14 @@ class BenchBatch:
         target = ForcesTarget(kind=forces)
         return tuple(Task(name=n, graph=g, energy=energy, forces=target) for n, g in self._graphs(forces).items())
 
-    def assemble(self, forces: ForceKind, seed: int = 0) -> Batch:
-        """The batch with its graph (built here), and random labels: energies N(0, 1), force components N(0, 0.1)."""
+    def assemble(self, forces: ForceKind, device: torch.device | None = None, seed: int = 0) -> Batch:
+        """The batch with its graph, and random labels: energies N(0, 1), force components N(0, 0.1).
+
+        The graph is built on the device if that is a GPU, or if the neighbour library is not installed; on the host
+        otherwise, as data workers do.
+        """
+        device = device or torch.device("cpu")
+        build_on = device if device.type != "cpu" or find_spec("vesin") is None else None
         rng = np.random.default_rng(seed)
         labels: list[dict[str, NDArray[np.float64] | float]] = [
             {"energy": float(rng.standard_normal()), "forces": 0.1 * rng.standard_normal((s.natoms, 3))}
@@ -72,7 +80,7 @@ class BenchBatch:
         graphs = list(self._graphs(forces).items())
         places = {name: k for k, (name, _) in enumerate(graphs)}
         task_of = [places[list(self.graphs)[t]] for t in self.task_of]
-        return assemble(self.structures, task_of, graphs, labels)
+        return assemble(self.structures, task_of, graphs, labels, build_on=build_on)
 
     def _graphs(self, forces: ForceKind) -> dict[str, GraphSettings]:
         """Settings of the model's tasks."""

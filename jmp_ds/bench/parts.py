@@ -17,28 +17,20 @@ _PREFIX = "part: "
 #: Dense products, by the names under which PyTorch reports them.
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::linear", "aten::mkldnn_linear", "aten::_addmm_activation"})
 _PRODUCT_FAMILIES = ("mkldnn::_linear_pointwise", "aten::_scaled_mm")
-_PARTS = (
-    "graph",
-    "bases",
-    "interactions",
-    "dense",
-    "pointwise",
-    "heads",
-    "backward dense",
-    "backward rest",
-    "optimiser",
-)
+#: What the network's time is divided into, forward and backward.
+_NETWORK = ("bases", "interactions", "dense", "pointwise", "heads")
+_PARTS = ("graph", *_NETWORK, *(f"backward {part}" for part in _NETWORK), "optimiser")
+_NODE = "autograd::engine::evaluate_function"
 
 
 def time_parts(step: TrainingStep) -> dict[str, float]:
     """Seconds of one instrumented step by part; the sum is larger than an undisturbed step.
 
     `bases`, `heads` and `interactions` (without their dense products) are parts of the forward pass, `dense` are the
-    products in it outside bases and heads, `pointwise` is the rest of it. `backward dense` are the products of the
-    backward pass, `backward rest` everything else in it. On CUDA the times are those of the device.
+    products in it outside bases and heads, `pointwise` is the rest of it. `backward …` is the backward pass of the same;
+    with gradient forces the force pass is in it. On CUDA the times are those of the device. A step must have run before.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if step.device.type == "cuda" else [])]
-    step.timed()
     with ExitStack() as stack:
         stack.enter_context(_ranges(step.model))
         found = stack.enter_context(profile(activities=activities))
@@ -59,35 +51,50 @@ def time_parts(step: TrainingStep) -> dict[str, float]:
 def _by_part(events: Sequence[FunctionEvent], *, on_device: bool) -> dict[str, float]:
     """Own times of all events, added up by the part they belong to."""
     seconds = dict.fromkeys(_PARTS, 0.0)
-    for event in events:
-        part = _part_of(event)
+    origins: dict[tuple[int, int], str] = {}
+    for event in sorted(events, key=lambda each: each.time_range.start):
+        part = _part_of(event, origins)
         if part is not None:
             own = event.self_device_time_total if on_device else event.self_cpu_time_total
             seconds[part] += own * 1e-6
     return seconds
 
 
-def _part_of(event: FunctionEvent) -> str | None:
-    """The part that an event belongs to; None outside of all."""
-    around: list[str] = []
+def _part_of(event: FunctionEvent, origins: dict[tuple[int, int], str]) -> str | None:
+    """The part that an event belongs to; None outside of all.
+
+    Args:
+        event: an operation or a range; events must come in the order of time.
+        origins: part of every operation that autograd has recorded, by thread and sequence number; filled here.
+    """
+    ranges, node = _around(event)
+    if not ranges and node is None:
+        return None
+    if ranges and ranges[-1] in ("graph", "optimiser"):
+        return ranges[-1]
+    if node is not None:
+        origin = origins.get((node.fwd_thread or 0, node.sequence_nr), "pointwise")
+    else:
+        origin = ranges[0] if ranges[0] in ("bases", "interactions", "heads") else "pointwise"
+    if event.sequence_nr >= 0 and event is not node:
+        origins.setdefault((event.thread, event.sequence_nr), origin)
+    product = event.name in _PRODUCTS or event.name.startswith(_PRODUCT_FAMILIES)
+    part = "dense" if product and origin not in ("bases", "heads") else origin
+    return part if node is None else f"backward {part}"
+
+
+def _around(event: FunctionEvent) -> tuple[list[str], FunctionEvent | None]:
+    """Names of our ranges around an event, innermost first, and the autograd node it is part of."""
+    ranges: list[str] = []
+    node: FunctionEvent | None = None
     each: FunctionEvent | None = event
     while each is not None:
         if each.name.startswith(_PREFIX):
-            around.append(each.name.removeprefix(_PREFIX))
+            ranges.append(each.name.removeprefix(_PREFIX))
+        elif node is None and each.name.startswith(_NODE):
+            node = each
         each = each.cpu_parent
-    if not around:
-        return None
-    outer, inner = around[-1], around[0]
-    product = event.name in _PRODUCTS or event.name.startswith(_PRODUCT_FAMILIES)
-    if outer == "backward":
-        return "backward dense" if product else "backward rest"
-    if outer != "forward":
-        return outer
-    if inner in ("bases", "heads"):
-        return inner
-    if product:
-        return "dense"
-    return "interactions" if inner == "interactions" else "pointwise"
+    return ranges, node
 
 
 @contextmanager

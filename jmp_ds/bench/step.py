@@ -110,7 +110,7 @@ class TrainingStep:
 
     def build(self) -> Ready:
         """The batch, made anew, on the device."""
-        batch = self.source.assemble(self.forces).to(self.device)
+        batch = self.source.assemble(self.forces, self.device)
         return Ready(batch, self._prepare(batch))
 
     def loss(self, ready: Ready) -> Tensor:
@@ -176,14 +176,22 @@ def sizes_of(size: str, *, recompute: bool, direct_forces: bool) -> BackboneConf
 def build_model(
     size: str, tasks: Sequence[Task], *, recompute: bool, precision: Precision, device: torch.device
 ) -> MultiTaskModel:
-    """A network of a named size with random weights and plausible scale factors, in training mode, on the device.
+    """A network of a named size; see `model_of`.
 
     Raises:
         UserError: no such size.
     """
+    direct = any(task.direct_forces for task in tasks)
+    config = sizes_of(size, recompute=recompute, direct_forces=direct)
+    return model_of(config, tasks, precision=precision, device=device)
+
+
+def model_of(
+    config: BackboneConfig, tasks: Sequence[Task], *, precision: Precision, device: torch.device
+) -> MultiTaskModel:
+    """A network with random weights and plausible scale factors, in training mode, on the device."""
     torch.manual_seed(0)
     with torch.device(device):
-        config = sizes_of(size, recompute=recompute, direct_forces=any(task.direct_forces for task in tasks))
         model = MultiTaskModel(config, tasks)
     set_scales(model)
     return model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32).train()
