@@ -18,6 +18,7 @@ from jmp_ds.bench.memory import estimate, peak_of, refuse_beyond_memory, saved_b
 from jmp_ds.bench.parts import time_parts
 from jmp_ds.bench.step import (
     DTYPES,
+    Kernels,
     Precision,
     Prepare,
     StepTimes,
@@ -29,6 +30,7 @@ from jmp_ds.bench.step import (
     sizes_of,
 )
 from jmp_ds.bench.timing import Stopwatch
+from jmp_ds.errors import UserError
 from jmp_ds.models.counts import BatchCounts, DenseLayer, dense_layers, step_flops
 from jmp_ds.tasks.specs import ForceKind
 
@@ -42,6 +44,7 @@ class StepRequest:
         batch: name of a batch, or a file.
         precision: of the dense layers; `bf16` is autocast over float32 parameters.
         forces: from a head, or as the gradient of the energy.
+        kernels: what message passing is computed by.
         recompute: whether blocks keep only their inputs.
         compare: `enumerated` runs the published, padded form in turn with the model.
         device: where.
@@ -55,6 +58,7 @@ class StepRequest:
     batch: str = "slab98"
     precision: Precision = "float32"
     forces: ForceKind = "direct"
+    kernels: Kernels = "auto"
     recompute: bool = False
     compare: Literal["", "enumerated"] = ""
     device: str = "cpu"
@@ -133,8 +137,10 @@ def measure(request: StepRequest) -> dict[str, Any]:
     """Measure a step as asked for; the result is ready for JSON (docs/benchmarks.md says what each number means).
 
     Raises:
-        UserError: an unknown model or batch, or one that memory will not hold.
+        UserError: an unknown model or batch, one that memory will not hold, or kernels that are not there.
     """
+    if request.kernels == "triton":
+        raise UserError("kernels triton: models of this version pass messages in PyTorch only; take auto or torch")
     if request.threads:
         torch.set_num_threads(request.threads)
     device = torch.device(request.device)

@@ -24,6 +24,7 @@ from jmp_ds.tasks.specs import ForceKind, Task
 from jmp_ds.training.optimizer import OptimizerOptions, adamw, parameter_groups
 
 Precision = Literal["float32", "bf16", "float64"]
+Kernels = Literal["auto", "torch", "triton"]
 
 #: The dtype of the dense products.
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}

@@ -37,6 +37,14 @@ class StepForces(StrEnum):
     gradient = "gradient"
 
 
+class StepKernels(StrEnum):
+    """What message passing is computed by."""
+
+    auto = "auto"
+    torch = "torch"
+    triton = "triton"
+
+
 class Switch(StrEnum):
     """On or off."""
 
@@ -65,6 +73,7 @@ def step(
         StepPrecision.float32
     ),
     forces: Annotated[StepForces, typer.Option(help="from a head, or as gradient of the energy")] = StepForces.direct,
+    kernels: Annotated[StepKernels, typer.Option(help="what message passing is computed by")] = StepKernels.auto,
     recompute: Annotated[Switch, typer.Option(help="whether blocks keep only their inputs")] = Switch.off,
     compare: Annotated[
         Yardstick, typer.Option(help="`enumerated`: the published, padded form in turn with the model")
@@ -88,6 +97,7 @@ def step(
         batch=batch,
         precision=precision.value,
         forces=forces.value,
+        kernels=kernels.value,
         recompute=recompute is Switch.on,
         compare="enumerated" if compare is Yardstick.enumerated else "",
         device=device,

@@ -151,6 +151,11 @@ def test_the_verb(tmp_path: Path) -> None:
     assert "saved_bytes" not in found
 
 
+def test_kernels_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match="kernels triton"):
+        measure(StepRequest(model="tiny", batch="aspirin", kernels="triton"))
+
+
 def test_mistakes_are_one_line() -> None:
     run = CliRunner().invoke(app, ["bench", "step", "--batch", "nowhere"])
     assert run.exit_code == 2
