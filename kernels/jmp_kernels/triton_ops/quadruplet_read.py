@@ -125,7 +125,7 @@ def _quadruplet_read_backward(
             BLOCK_C=channel_block(channels), **tuned,
         )  # fmt: skip
     d_y = segment_sum(d_same, same_first, same, same_order)
-    of_gate = gate_backward(d_y, *floating[5:], edge_first, in_edge, edge_order)
+    of_gate = gate_backward(d_y, floating[5], floating[6], floating[7], edge_first, in_edge, edge_order)
     return d_moments, d_zonal, d_read, d_share, d_radial, *of_gate
 
 
