@@ -110,7 +110,8 @@ def _triplet(
     sizes = sizes_of(channels, basis, orders)
     chosen = settings("triplet", x.device, x.dtype, y_in.dtype, radial.dtype, y_out.dtype)
     blocks = triton.cdiv(channels, sizes["BC"])
-    shares = shares_of(edges, atoms, blocks, max(8, chosen["BLOCK_OUT"] // basis))
+    # every share makes the moments again: it should read out at least as many rows as those are made of
+    shares = shares_of(edges, atoms, blocks, max(8, x.shape[0] // (atoms * basis)))
     triplet_kernel[(atoms, blocks, shares)](
         x.contiguous(), y_in.contiguous(), first_in, radial.contiguous(), y_out.contiguous(), first_out, twin, out,
         ACC=triton_dtype(accumulator(x.dtype, y_in.dtype, radial.dtype, y_out.dtype)), **sizes, **chosen,
