@@ -34,7 +34,7 @@ import pkgutil, jmp_ds, jmp_kernels, importlib
 for package in ("jmp_kernels", "jmp_ds.graphs", "jmp_ds.models", "jmp_ds.tasks"):
     module = importlib.import_module(package)
     for found in pkgutil.walk_packages(module.__path__, package + "."):
-        if ".bench" not in found.name:
+        if not any(part in found.name for part in (".bench", ".triton_ops", ".offline")):
             importlib.import_module(found.name)
             print(found.name)
 """

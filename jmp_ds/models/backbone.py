@@ -118,8 +118,8 @@ class Backbone(nn.Module):
 
     def _of_all_depths(self, features: Tensor) -> Tensor:
         """Energy features of all depths [N, depths · atom] to one [N, atom]."""
-        dense = self.operators.dense
-        out: Tensor = dense.residuals(dense.dense(features, self.out_mlp_E.first), self.out_mlp_E.residuals)
+        dense, mlp = self.operators.dense, self.out_mlp_E.out_mlp
+        out: Tensor = dense.residuals(dense.dense(features, mlp.first), mlp.residuals)
         return out
 
     def _forces_of_all_depths(self, features: Sequence[Tensor], rad: Tensor) -> Tensor:
@@ -131,10 +131,10 @@ class Backbone(nn.Module):
                 x if block.scale_rbf_F.observer else dense.gate(x, rad, gate)
                 for block, x, gate in zip(blocks, features, gates, strict=True)
             ]
-            x = dense.dense(torch.cat(gated, dim=1), self.out_mlp_F.first)
+            x = dense.dense(torch.cat(gated, dim=1), self.out_mlp_F.out_mlp.first)
         else:
-            x = dense.gated_concat(features, rad, gates, self.out_mlp_F.first)
-        out: Tensor = dense.residuals(x, self.out_mlp_F.residuals)
+            x = dense.gated_concat(features, rad, gates, self.out_mlp_F.out_mlp.first)
+        out: Tensor = dense.residuals(x, self.out_mlp_F.out_mlp.residuals)
         return out
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jmp_kernels import MiddleTables, Operators, ReadOut
+from jmp_kernels import MiddleTables, Operators, ReadOut, Segments
 from jmp_kernels.messages import taken
 from torch import Tensor, nn
 
@@ -151,17 +151,17 @@ class Bases(nn.Module):
             rad_a2a=self.messages.sum_into(rad_aa, graph.pairs.by_pair),
             harmonics=harmonics,
             harmonics_a2ee2a=harmonics_ae,
-            e2e=self._read_out(self.mlp_cbf_tint, radial, harmonics),
-            a2e=self._read_out(self.mlp_cbf_aeint, radial, harmonics),
+            e2e=self._read_out(self.mlp_cbf_tint, radial, harmonics, graph.main.by_target),
+            a2e=self._read_out(self.mlp_cbf_aeint, radial, harmonics, graph.main.by_target),
             e2a_moments=moments,
             e2a_readout=readout,
             quadruplet=self._quadruplets(graph, vectors, vectors_q, radial, radial_q),
         )
 
-    def _read_out(self, embedding: BasisEmbedding, radial: Tensor, harmonics: Tensor) -> ReadOut:
+    def _read_out(self, embedding: BasisEmbedding, radial: Tensor, harmonics: Tensor, by_target: Segments) -> ReadOut:
         """The read-out of edges, and the twin's weight in it."""
         addition, at_one = self.addition.to(radial.dtype), self.zonal_at_one.to(radial.dtype)
-        return self.messages.read_out(embedding(radial), harmonics, addition, at_one)
+        return self.messages.read_out(embedding(radial), harmonics, addition, at_one, by_target)
 
     def _edge_to_atom(
         self, graph: Graph, radial_ae: Tensor, harmonics: Tensor, harmonics_ae: Tensor

@@ -18,7 +18,7 @@ from jmp_ds.models.interactions import (
     QuadrupletInteraction,
     TripletInteraction,
 )
-from jmp_ds.models.layers import INV_SQRT_2, INV_SQRT_3, Dense, EdgeEmbedding, Residuals, weights_of
+from jmp_ds.models.layers import INV_SQRT_2, INV_SQRT_3, Dense, DenseThenResiduals, EdgeEmbedding, Residuals
 from jmp_ds.models.scaling import ScaleFactor
 
 
@@ -31,7 +31,7 @@ class AtomUpdate(nn.Module):
         self.operators = operators
         self.dense_rbf = Dense(c.emb_size_rbf, c.emb_size_edge)
         self.scale_sum = ScaleFactor()
-        self.layers = nn.Sequential(Dense(c.emb_size_edge, c.emb_size_atom), *Residuals(c.num_atom, c.emb_size_atom))
+        self.layers = DenseThenResiduals(c.emb_size_edge, c.emb_size_atom, c.num_atom)
 
     def forward(self, graph: Graph, m: Tensor, rad: Tensor, kept: float = 1.0) -> Tensor:
         """Edges [E, edge] to atoms [N, atom]; sums are divided by `kept`, the share of edges that was not dropped."""
@@ -40,7 +40,7 @@ class AtomUpdate(nn.Module):
         total = self.scale_sum.observe(m, self.operators.messages.segment_sum(x, graph.main.by_target))
         if kept != 1.0:
             total = total / kept
-        out: Tensor = dense.residuals(dense.dense(total, self.layers[0].weight), weights_of(list(self.layers)[1:]))
+        out: Tensor = dense.residuals(dense.dense(total, self.layers.first), self.layers.residuals)
         return out
 
 
@@ -111,15 +111,4 @@ class OutMLP(nn.Module):
 
     def __init__(self, in_features: int, units: int, layers: int) -> None:
         super().__init__()
-        self.out_mlp = nn.Sequential(Dense(in_features, units), *Residuals(layers, units))
-
-    @property
-    def first(self) -> Tensor:
-        """[units, depths · units]."""
-        weight: Tensor = self.out_mlp[0].weight
-        return weight
-
-    @property
-    def residuals(self) -> list[tuple[Tensor, Tensor]]:
-        """(W₁, W₂) of every residual layer behind it."""
-        return weights_of(list(self.out_mlp)[1:])
+        self.out_mlp = DenseThenResiduals(in_features, units, layers)

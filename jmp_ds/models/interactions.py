@@ -7,12 +7,11 @@ projects them up and merges them in one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from jmp_kernels import Gather, Operators, TorchMessages
+from jmp_kernels import Gather, LookUp, MiddleTables, Operators, ReadOut, Segments, TorchMessages
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import Graph
@@ -51,17 +50,12 @@ def gated_down(
 
 
 class Interaction(nn.Module):
-    """What all have in common: the operators, and the bilinear layer at the end."""
+    """What all have in common: the operators."""
 
     def __init__(self, operators: Operators) -> None:
         super().__init__()
         self.messages = operators.messages
         self.dense = operators.dense
-
-    def contracted(self, o: Tensor, dtype: torch.dtype, layer: Dense, scale: ScaleFactor) -> Tensor:
-        """The bilinear layer on read-outs [R, K, C], flattened basis channel first."""
-        y: Tensor = self.dense.linear(o.flatten(1).to(dtype), scale(layer.weight))
-        return y
 
 
 class TripletLayers(Interaction):
@@ -79,10 +73,36 @@ class TripletLayers(Interaction):
         self.down_projection = Dense(size, c.emb_size_trip_in)
         self.up_projection_ca = Dense(c.emb_size_trip_out, out)
 
-    def bilinear(self, o: Tensor, dtype: torch.dtype, x: Tensor, counts: Callable[[], Tensor]) -> Tensor:
-        """Read-outs [R, cbf, trip_in] to [R, trip_out]; `x` are the messages, `counts` the triplets each is part of."""
-        y = self.contracted(o, dtype, self.mlp_cbf.bilinear, self.scale_cbf_sum)
-        return self.scale_cbf_sum.observe(x, y, counts)
+    def read(
+        self,
+        graph: Graph,
+        carried: tuple[Tensor, Tensor, Segments],
+        read: ReadOut,
+        twin: LookUp | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Messages read by every main edge, through the bilinear layer: [E, trip_out].
+
+        Args:
+            graph: of the batch.
+            carried: messages [R, trip_in], harmonics [R, L²] and segments by target of the edges that carry them.
+            read: of the main edges.
+            twin: for every main edge the one that carries and is the same edge; None: they are the same list.
+            dtype: of the result.
+        """
+        x, harmonics, into = carried
+
+        def make(x: Tensor, harmonics: Tensor, *tables: Tensor) -> Tensor:
+            return self.messages.triplet(x, harmonics, into, ReadOut(*tables), graph.main.by_target, twin)
+
+        tensors = (x, harmonics, read.radial, read.harmonics, read.table, read.own)
+        return self.dense.contracted(make, tensors, self.scaled_bilinear, dtype)
+
+    @property
+    def scaled_bilinear(self) -> Tensor:
+        """The bilinear layer's weight with its factor: [trip_out, cbf · trip_in]."""
+        weight: Tensor = self.scale_cbf_sum(self.mlp_cbf.weight)
+        return weight
 
 
 class TripletInteraction(TripletLayers):
@@ -94,12 +114,9 @@ class TripletInteraction(TripletLayers):
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> list[Part]:
         """Edges [E, edge] to messages to edges."""
-        x = gated_down(
-            self.dense, m, self.dense_ba, tables.rad_e2e, self.mlp_rbf, self.scale_rbf, self.down_projection
-        ).to(tables.harmonics.dtype)
-        into = graph.main.by_target
-        o = self.messages.triplet(x, tables.harmonics, into, tables.e2e, into, None)
-        y = self.bilinear(o, m.dtype, x, lambda: _incoming(graph, graph.main.target) - 1)
+        x = gated_down(self.dense, m, self.dense_ba, tables.rad_e2e, self.mlp_rbf, self.scale_rbf, self.down_projection)
+        y = self.read(graph, (x, tables.harmonics, graph.main.by_target), tables.e2e, None, m.dtype)
+        y = self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
         return both_ways(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
 
@@ -115,10 +132,10 @@ class AtomEdgeInteraction(TripletLayers):
         of_source = self.messages.gather(self.dense.dense(h, self.dense_ba.weight).to(dtype), graph.a2ee2a.by_source)
         gate = self.scale_rbf(self.mlp_rbf.weight)
         gated = self.scale_rbf.observe(of_source, self.dense.gate(of_source, tables.rad_a2e, gate))
-        x = self.dense.dense(gated, self.down_projection.weight).to(tables.harmonics.dtype)
-        into, out_of = graph.a2ee2a.by_target, graph.main.by_target
-        o = self.messages.triplet(x, tables.harmonics_a2ee2a, into, tables.a2e, out_of, graph.twin)
-        y = self.bilinear(o, dtype, x, lambda: self._counts(graph))
+        x = self.dense.dense(gated, self.down_projection.weight)
+        carried = (x, tables.harmonics_a2ee2a, graph.a2ee2a.by_target)
+        y = self.read(graph, carried, tables.a2e, graph.twin, dtype)
+        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
         return both_ways(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
 
     @staticmethod
@@ -136,12 +153,11 @@ class EdgeAtomInteraction(TripletLayers):
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor, dtype: torch.dtype) -> Tensor:
         """Edges [E, edge] to atoms [N, atom], in the precision of the atoms' features."""
-        x = gated_down(
-            self.dense, m, self.dense_ba, tables.rad_e2a, self.mlp_rbf, self.scale_rbf, self.down_projection
-        ).to(tables.harmonics.dtype)
-        moments = self.messages.segment_outer(tables.e2a_moments, x, graph.main.by_target)
+        x = gated_down(self.dense, m, self.dense_ba, tables.rad_e2a, self.mlp_rbf, self.scale_rbf, self.down_projection)
+        moments = self.messages.segment_outer(tables.e2a_moments, x.to(dtype), graph.main.by_target)
         o = torch.bmm(tables.e2a_readout, moments)
-        y = self.bilinear(o, dtype, x, lambda: self._counts(graph))
+        y = self.dense.linear(o.flatten(1).to(dtype), self.scaled_bilinear)
+        y = self.scale_cbf_sum.observe(x, y, lambda: self._counts(graph))
         out: Tensor = self.dense.dense(y, self.up_projection_ca.weight)
         return out
 
@@ -165,8 +181,8 @@ class AtomInteraction(Interaction):
     def forward(self, graph: Graph, tables: BasisTables, h: Tensor) -> Tensor:
         """Atoms [N, atom] to the same."""
         x = self.dense.dense(h, self.down_projection.weight)
-        o = self.messages.pair(tables.rad_a2a, x.to(tables.rad_a2a.dtype), graph.pairs.by_source, graph.pairs.by_target)
-        y = self.contracted(o, h.dtype, self.bilinear, self.scale_rbf_sum)
+        o = self.messages.pair(tables.rad_a2a, x, graph.pairs.by_source, graph.pairs.by_target)
+        y = self.dense.linear(o.flatten(1).to(h.dtype), self.scale_rbf_sum(self.bilinear.weight))
         y = self.scale_rbf_sum.observe(x, y, lambda: torch.bincount(graph.a2a.source, minlength=graph.num_atoms))
         out: Tensor = self.dense.dense(y, self.up_projection.weight)
         return out
@@ -199,9 +215,14 @@ class QuadrupletInteraction(Interaction):
         if any(scale.observer for scale in (self.scale_rbf, self.scale_cbf, self.scale_sbf_sum)):
             out = self._observed(graph, tables, m, gate)
         else:
-            x = self._down(rows_of(m, quads.feeding), rows_of(tables.rad_quad, quads.feeding)).to(dtype)
-            o = self.messages.quadruplet(x, gate, tables.quadruplet, quads.rows)
-            out = self.contracted(o, m.dtype, self.mlp_sbf.bilinear, self.scale_sbf_sum)
+            x = self._down(rows_of(m, quads.feeding), rows_of(tables.rad_quad, quads.feeding))
+            tensors = (x, gate, *(getattr(tables.quadruplet, f.name) for f in fields(MiddleTables)))
+            rows = quads.rows
+
+            def make(x: Tensor, gate: Tensor, *tables: Tensor) -> Tensor:
+                return self.messages.quadruplet(x, gate, MiddleTables(*tables), rows)
+
+            out = self.dense.contracted(make, tensors, self._scaled_bilinear, m.dtype)
         if quads.reading.shape[0] == m.shape[0]:
             return both_ways(out, graph.reverse, self.up_projection_ca, self.up_projection_ac)
         reversed_rows = graph.reverse.index_select(0, quads.reading)
@@ -209,6 +230,11 @@ class QuadrupletInteraction(Interaction):
             (out, self.up_projection_ca.weight, quads.reading),
             (out, self.up_projection_ac.weight, reversed_rows),
         ]
+
+    @property
+    def _scaled_bilinear(self) -> Tensor:
+        weight: Tensor = self.scale_sbf_sum(self.mlp_sbf.weight)
+        return weight
 
     def _down(self, m: Tensor, rad: Tensor) -> Tensor:
         return gated_down(self.dense, m, self.dense_db, rad, self.mlp_rbf, self.scale_rbf, self.down_projection)
@@ -221,7 +247,7 @@ class QuadrupletInteraction(Interaction):
         y = TorchMessages.middle_messages(x, gate, tables.quadruplet, rows)
         y = self.scale_cbf.observe(x.index_select(0, quads.in_edge), y)
         o = TorchMessages.middle_read(y, tables.quadruplet, rows)
-        out = self.contracted(o, m.dtype, self.mlp_sbf.bilinear, self.scale_sbf_sum)
+        out = self.dense.linear(o.flatten(1).to(m.dtype), self._scaled_bilinear)
         of_all = out.new_zeros(m.shape[0], out.shape[1]).index_copy(0, quads.reading, out)
         return self.scale_sbf_sum.observe(y, of_all, lambda: self._counts(graph)).index_select(0, quads.reading)
 

@@ -65,6 +65,23 @@ class Residuals(nn.Sequential):
         return weights_of(self)
 
 
+class DenseThenResiduals(nn.Sequential):
+    """A dense layer and residual layers behind it; keys `0.linear.weight`, `1.dense_mlp.0.linear.weight` and so on."""
+
+    def __init__(self, in_features: int, units: int, count: int) -> None:
+        super().__init__(Dense(in_features, units), *Residuals(count, units))
+
+    @property
+    def first(self) -> Tensor:
+        """The dense layer's weight, [units, in]."""
+        return cast(Dense, next(iter(self))).weight
+
+    @property
+    def residuals(self) -> list[tuple[Tensor, Tensor]]:
+        """(W₁, W₂) of every residual layer."""
+        return weights_of(list(self)[1:])
+
+
 def weights_of(layers: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """(W₁, W₂) of every residual layer."""
     pairs = (cast(ResidualLayer, layer).dense_mlp for layer in layers)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
-from jmp_kernels import DenseOnce, DenseTwice, Operators, TorchMessages
+from jmp_kernels import DenseOnce, DenseTwice, Messages, Operators, TorchMessages
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
@@ -39,7 +39,7 @@ class MultiTaskModel(nn.Module):
         config: of the backbone; its force branch exists iff a task has direct forces.
     """
 
-    def __init__(self, config: BackboneConfig, tasks: Sequence[Task], messages: TorchMessages | None = None) -> None:
+    def __init__(self, config: BackboneConfig, tasks: Sequence[Task], messages: Messages | None = None) -> None:
         """Build with fresh weights.
 
         Args:

@@ -8,7 +8,7 @@ Asking for second derivatives is an error, never a wrong number (`once_different
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,18 +55,20 @@ def _residual(x: Tensor, p2: Tensor) -> Tensor:
     return torch.add(x, F.silu(p2), alpha=SCALE).mul_(INV_SQRT_2)
 
 
-class _Residuals(torch.autograd.Function):
-    """Keeps x and the pre-activations of every layer; the inner inputs are made again, bit by bit the same.
+def times(w: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """A weight times a constant, then in another precision."""
+    return (w * factor).to(dtype)
 
-    Every second weight comes times `SCALE`: the factor of the activation before it.
-    """
+
+class _Residuals(torch.autograd.Function):
+    """Keeps x and the pre-activations of every layer; the inner inputs are made again, bit by bit the same."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         y, kept = x, [x]
         for first, second in zip(weights[::2], weights[1::2], strict=True):
-            p1 = nt(y, first)
-            p2 = nt(F.silu(p1), second)
+            p1 = nt(y, first.to(y.dtype))
+            p2 = nt(F.silu(p1), times(second, SCALE, y.dtype))
             y = _residual(y, p2)
             kept += [p1, p2]
         ctx.save_for_backward(*kept, *weights)
@@ -85,11 +87,11 @@ class _Residuals(torch.autograd.Function):
         for k in reversed(range(count)):
             (p1, p2), (first, second) = pre[2 * k : 2 * k + 2], weights[2 * k : 2 * k + 2]
             dp2 = silu_backward(dy, p2)  # over SCALE/√2
-            d_second = tn(dp2, F.silu(p1)).mul_(SCALE * INV_SQRT_2)
-            dp1 = nn(dp2, second * (SCALE * INV_SQRT_2))
-            dp1 = silu_backward(dp1, p1)
-            grads = [tn(dp1, inputs.pop()), d_second, *grads]
-            dy = nn(dp1, first).add_(dy, alpha=INV_SQRT_2)
+            factor = SCALE * SCALE * INV_SQRT_2
+            d_second = times(tn(dp2, F.silu(p1)), factor, second.dtype)
+            dp1 = silu_backward(nn(dp2, times(second, factor, dy.dtype)), p1)
+            grads = [tn(dp1, inputs.pop()).to(first.dtype), d_second, *grads]
+            dy = nn(dp1, first.to(dy.dtype)).add_(dy, alpha=INV_SQRT_2)
         return dy, *grads
 
 
@@ -192,6 +194,29 @@ class _GatedConcat(torch.autograd.Function):
         return d_rad, torch.cat(dws, dim=1), None, *dxs, *dgs
 
 
+class _Contracted(torch.autograd.Function):
+    """Keeps what the read-outs are made of, which is small, and makes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, make: Callable[..., Tensor], w: Tensor, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+        ctx.make = make
+        ctx.save_for_backward(w, *tensors)
+        return nt(make(*tensors).flatten(1).to(dtype), w.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        w, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            tensors = [t.detach().requires_grad_(need) for t, need in zip(saved, needed, strict=True)]
+            o = ctx.make(*tensors)
+        d_o = nn(dy, w.to(dy.dtype)).to(o.dtype).view_as(o)
+        d_w = tn(dy, o.detach().flatten(1).to(dy.dtype)).to(w.dtype)
+        grads = iter(torch.autograd.grad(o, [t for t in tensors if t.requires_grad], d_o, allow_unused=True))
+        return None, d_w, None, *(next(grads) if need else None for need in needed)
+
+
 class _Layers(torch.autograd.Function):
     """Keeps the input and every pre-activation; inner inputs are made again from them."""
 
@@ -249,8 +274,7 @@ class DenseOnce:
         """Residual layers in a row: x ← (x + act(W₂ act(W₁ x)))/√2."""
         if not weights:
             return x
-        scaled = ((first, second * SCALE) for first, second in weights)
-        y: Tensor = _Residuals.apply(x, *(w.to(x.dtype) for pair in scaled for w in pair))
+        y: Tensor = _Residuals.apply(x, *(w for pair in weights for w in pair))
         return y
 
     @staticmethod
@@ -292,4 +316,10 @@ class DenseOnce:
         weights = [w.to(x.dtype) for w, _ in parameters]
         biases = [None if b is None else b.to(x.dtype) for _, b in parameters]
         y: Tensor = _Layers.apply(x, len(weights), *weights, *biases)
+        return y
+
+    @staticmethod
+    def contracted(make: Callable[..., Tensor], tensors: Sequence[Tensor], w: Tensor, dtype: torch.dtype) -> Tensor:
+        """The dense layer on read-outs: o Wᵀ, [R, out] in `dtype`, where o = make(*tensors) is [R, K, C]."""
+        y: Tensor = _Contracted.apply(make, w, dtype, *tensors)
         return y

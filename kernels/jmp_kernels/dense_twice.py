@@ -7,7 +7,7 @@ cannot leave out one output of a Python function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -159,3 +159,8 @@ class DenseTwice:
             p = DenseTwice.linear(x, w)
             x = activation(p if b is None else p + b.to(x.dtype))
         return x
+
+    @staticmethod
+    def contracted(make: Callable[..., Tensor], tensors: Sequence[Tensor], w: Tensor, dtype: torch.dtype) -> Tensor:
+        """The dense layer on read-outs: o Wᵀ, [R, out] in `dtype`, where o = make(*tensors) is [R, K, C]."""
+        return DenseTwice.linear(make(*tensors).flatten(1).to(dtype), w)

@@ -21,7 +21,8 @@ class ReadOut:
     Attributes:
         radial: R [E, K, L], radial basis times weights.
         harmonics: Y [E, L²].
-        table: U[e,k,p] = sqrt(4π/(2l+1)) R[e,k,l(p)] Y_p, [E, K, L²]; empty where the backend builds it on the fly.
+        table: U[e,k,p] = sqrt(4π/(2l+1)) R[e,k,l(p)] Y_p in the padded layout, [N, width · K, L²]; empty where the backend
+            builds it on the fly.
         own: Σ_l P̃_l(1) R[e,k,l], what the excluded twin contributes: [E, K].
     """
 
@@ -87,21 +88,21 @@ class TorchMessages:
         return y.index_select(0, segments.index)
 
     @staticmethod
-    def gather(y: Tensor, rows: Gather) -> Tensor:
+    def gather(y: Tensor, taken: Gather) -> Tensor:
         """The named rows: [S, C] to [R, C]."""
-        return y.index_select(0, rows.index)
+        return y.index_select(0, taken.index)
 
     @staticmethod
-    def sum_into(x: Tensor, rows: Gather) -> Tensor:
+    def sum_into(x: Tensor, taken: Gather) -> Tensor:
         """Sums of the rows that name the same row there: [R, C] to [S, C]."""
-        return x.new_zeros(rows.count, x.shape[1]).index_add(0, rows.index, x)
+        return x.new_zeros(taken.count, x.shape[1]).index_add(0, taken.index, x)
 
     segment_outer = staticmethod(trilinear.segment_outer)
     expand_feature = staticmethod(trilinear.expand_feature)
     expand_basis = staticmethod(trilinear.expand_basis)
 
     @staticmethod
-    def read_out(radial: Tensor, harmonics: Tensor, addition: Tensor, at_one: Tensor) -> ReadOut:
+    def read_out(radial: Tensor, harmonics: Tensor, addition: Tensor, at_one: Tensor, segments: Segments) -> ReadOut:
         """Prepare a read-out once per batch.
 
         Args:
@@ -109,8 +110,10 @@ class TorchMessages:
             harmonics: Y [E, L²].
             addition: sqrt(4π/(2l+1)) where l is the order of p, else 0: [L, L²].
             at_one: P̃_l(1) [L].
+            segments: the edges by target atom.
         """
-        return ReadOut(radial, harmonics, (radial @ addition) * harmonics[:, None], radial @ at_one)
+        table = trilinear.padded((radial @ addition) * harmonics[:, None], segments)
+        return ReadOut(radial, harmonics, table.flatten(1, 2), radial @ at_one)
 
     @staticmethod
     def triplet(
@@ -129,19 +132,21 @@ class TorchMessages:
         Returns:
             [E, K, C].
         """
+        x = x.to(harmonics.dtype)
         moments = trilinear.segment_outer(harmonics, x, into)
         same = x if twin is None else taken(x, twin)
-        return trilinear.expand_feature(read.table, moments, out_of) - read.own[:, :, None] * same[:, None]
+        o = trilinear.expand_padded(read.table, moments, out_of, read.own.shape[1])
+        return torch.addcmul(o, read.own[:, :, None], same[:, None], value=-1)
 
     @staticmethod
     def pair(rad: Tensor, x: Tensor, source: Gather, by_target: Segments) -> Tensor:
         """O[a,k,i] = Σ_{pairs b→a} rad[ba,k] x[b,i]: [P, K] and [N, C] to [N, K, C]."""
-        return trilinear.segment_outer(rad, x.index_select(0, source.index), by_target)
+        return trilinear.segment_outer(rad, x.to(rad.dtype).index_select(0, source.index), by_target)
 
     @staticmethod
     def middle_messages(x: Tensor, gate: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
         """y of every in-triplet, the feature of d→b times its angular gate: [E_f, C] and [C, cbf] to [R_in, C]."""
-        return x.index_select(0, rows.feature.index) * (tables.circular @ gate.t())
+        return x.to(gate.dtype).index_select(0, rows.feature.index) * (tables.circular @ gate.t())
 
     @staticmethod
     def middle_read(y: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
@@ -155,9 +160,9 @@ class TorchMessages:
         per_edge = trilinear.segment_outer(tables.zonal, t.flatten(1), rows.by_reader)
         return torch.bmm(tables.radial, per_edge.view(per_edge.shape[0], tables.radial.shape[2], width))
 
-    def quadruplet(self, x: Tensor, gate: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
+    def quadruplet(self, x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor:
         """Both in one: features [E_f, C] of the edges that feed to [E_r, sbf, C] of those that read."""
-        return self.middle_read(self.middle_messages(x, gate, tables, rows), tables, rows)
+        return self.middle_read(self.middle_messages(x, gate, tables, taken), tables, taken)
 
 
 def taken(x: Tensor, rows: LookUp) -> Tensor:

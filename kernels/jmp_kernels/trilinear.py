@@ -11,6 +11,8 @@ the padded layout [segments, width].
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,24 @@ def unpadded(places: Tensor, segments: Segments) -> Tensor:
     return places.flatten(0, 1).index_select(0, segments.slot)
 
 
+class _SegmentSum(torch.autograd.Function):
+    """Keeps the indices only (index_add keeps the rows too)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros((count, *x.shape[1:])).index_add_(0, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return dy.index_select(0, index), None, None
+
+
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
     """Sum of the rows of every segment: [R, …] to [S, …]."""
-    return x.new_zeros((segments.count, *x.shape[1:])).index_add(0, segments.index, x)
+    total: Tensor = _SegmentSum.apply(x, segments.index, segments.count)
+    return total
 
 
 def segment_outer(u: Tensor, x: Tensor, segments: Segments) -> Tensor:
@@ -45,6 +62,12 @@ def expand_feature(u: Tensor, outer: Tensor, segments: Segments) -> Tensor:
     x = torch.bmm(per_segment, outer).view(segments.count, segments.width, rows.shape[1], outer.shape[2])
     x = unpadded(x, segments)
     return x if u.dim() == 3 else x[:, 0]
+
+
+def expand_padded(table: Tensor, outer: Tensor, segments: Segments, basis: int) -> Tensor:
+    """`expand_feature` with u given in the padded layout: [S, width · K, P] and [S, P, C] to [R, K, C], K = `basis`."""
+    x = torch.bmm(table, outer)
+    return unpadded(x.view(segments.count, segments.width, basis, outer.shape[2]), segments)
 
 
 def expand_basis(x: Tensor, outer: Tensor, segments: Segments) -> Tensor:
