@@ -29,19 +29,20 @@ def degrees_of(graph: Graph, natoms: Tensor) -> Degrees:
         main=graph.main.by_target.first.diff(),
         atom_edge=graph.a2ee2a.by_target.first.diff(),
         pairs=graph.pairs.by_target.first.diff(),
-        in_start=_starts(quads.in_row, quads.by_middle, quads.feeding.shape[0]),
+        in_start=_starts(quads.in_row, quads.by_middle),
         in_count=quads.by_middle.first.diff(),
-        out_start=_starts(quads.out_middle, quads.by_reading, graph.qint.num_edges),
+        out_start=_starts(quads.out_middle, quads.by_reading),
         out_count=quads.by_reading.first.diff(),
+        middles=graph.qint.by_target.first.diff(),
+        readers=torch.bincount(graph.main.target[quads.reading], minlength=graph.num_atoms),
         feeding=quads.feeding.shape[0],
     )
 
 
-def _starts(rows: Tensor, segments: Segments, count: int) -> Tensor:
-    """First entry of every segment, moved so that a run as long as the segment stays within `count`; 0 for none."""
-    size = segments.first.diff()
-    first = torch.where(size > 0, rows[segments.first[:-1].clamp(max=max(len(rows) - 1, 0))], 0)
-    return torch.minimum(first, count - size)
+def _starts(rows: Tensor, segments: Segments) -> Tensor:
+    """First entry of every segment; 0 for none."""
+    first = rows[segments.first[:-1].clamp(max=max(len(rows) - 1, 0))]
+    return torch.where(segments.first.diff() > 0, first, 0)
 
 
 def main(path: Path) -> None:
