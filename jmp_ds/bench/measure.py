@@ -31,6 +31,7 @@ from jmp_ds.bench.step import (
 )
 from jmp_ds.bench.timing import Stopwatch
 from jmp_ds.errors import UserError
+from jmp_ds.heap import keep_freed_memory
 from jmp_ds.models.counts import BatchCounts, DenseLayer, dense_layers, step_flops
 from jmp_ds.tasks.specs import ForceKind
 
@@ -144,6 +145,8 @@ def measure(request: StepRequest) -> dict[str, Any]:
     if request.threads:
         torch.set_num_threads(request.threads)
     device = torch.device(request.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     source = load_batch(request.batch, request.cutoff, request.max_neighbors)
     needed = _memory(request, source)
     refuse_beyond_memory(needed, device)

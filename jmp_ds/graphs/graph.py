@@ -102,13 +102,6 @@ class Quadruplets:
     reading: Tensor
     by_reading: Segments
 
-    @cached_property
-    def rows(self) -> MiddleRows:
-        """What the sums over quadruplets take, where features are those of `feeding` and results those of `reading`."""
-        feature = Gather(self.in_row, self.feeding.shape[0])
-        middle = Gather(self.out_middle, self.by_middle.count)
-        return MiddleRows(feature, self.by_middle, middle, self.by_reading, self.same)
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -141,6 +134,20 @@ class Graph:
     def num_edges(self) -> int:
         """Edges of the main graph."""
         return self.main.num_edges
+
+    @cached_property
+    def middle_rows(self) -> MiddleRows:
+        """What the sums over quadruplets take, where features are those of `feeding` and results those of `reading`."""
+        quads = self.quadruplets
+        return MiddleRows(
+            feature=Gather(quads.in_row, quads.feeding.shape[0]),
+            by_middle=quads.by_middle,
+            middle=Gather(quads.out_middle, quads.by_middle.count),
+            by_reader=quads.by_reading,
+            same=quads.same,
+            reader_target=self.main.target.index_select(0, quads.reading),
+            middle_target=self.qint.target,
+        )
 
 
 def collate_graph(

@@ -194,13 +194,14 @@ class Bases(nn.Module):
         axis = vectors_q.index_select(0, quads.out_middle)
         frame = first.index_select(0, quads.out_middle), second.index_select(0, quads.out_middle)
         read = azimuth_powers(bond, *frame, orders, self.dihedral, reads=True)
-        return MiddleTables(
-            circular=circular,
-            write=write.flatten(1),
-            zonal=zonal_harmonics(self._cosine(bond, axis), orders),
-            read=read,
-            same=_same_terms(graph, read, write),
-            radial=self._quadruplet_radial(radial.index_select(0, quads.reading)),
+        return self.messages.middle_tables(
+            circular,
+            write.flatten(1),
+            self._quadruplet_radial(radial.index_select(0, quads.reading)),
+            zonal_harmonics(self._cosine(bond, axis), orders),
+            read,
+            _same_terms(graph, read, write),
+            graph.middle_rows,
         )
 
     def _cosine(self, a: Tensor, b: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from jmp_kernels import Gather, LookUp, MiddleTables, Operators, ReadOut, Segments, TorchMessages
+from jmp_kernels import Gather, LookUp, MiddleTables, Operators, ReadOut, Segments
+from jmp_kernels.middles import middle_messages, middle_read
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import Graph
@@ -217,7 +218,7 @@ class QuadrupletInteraction(Interaction):
         else:
             x = self._down(rows_of(m, quads.feeding), rows_of(tables.rad_quad, quads.feeding))
             tensors = (x, gate, *(getattr(tables.quadruplet, f.name) for f in fields(MiddleTables)))
-            rows = quads.rows
+            rows = graph.middle_rows
 
             def make(x: Tensor, gate: Tensor, *tables: Tensor) -> Tensor:
                 return self.messages.quadruplet(x, gate, MiddleTables(*tables), rows)
@@ -242,11 +243,11 @@ class QuadrupletInteraction(Interaction):
     def _observed(self, graph: Graph, tables: BasisTables, m: Tensor, gate: Tensor) -> Tensor:
         """The same for the fit of scale factors, whose variances are over all edges: messages [E_r, quad_out]."""
         quads = graph.quadruplets
-        rows = replace(quads.rows, feature=Gather(quads.in_edge, m.shape[0]))
+        rows = replace(graph.middle_rows, feature=Gather(quads.in_edge, m.shape[0]))
         x = self._down(m, tables.rad_quad).to(gate.dtype)
-        y = TorchMessages.middle_messages(x, gate, tables.quadruplet, rows)
+        y = middle_messages(x, gate, tables.quadruplet, rows)
         y = self.scale_cbf.observe(x.index_select(0, quads.in_edge), y)
-        o = TorchMessages.middle_read(y, tables.quadruplet, rows)
+        o = middle_read(y, tables.quadruplet, rows)
         out = self.dense.linear(o.flatten(1).to(m.dtype), self._scaled_bilinear)
         of_all = out.new_zeros(m.shape[0], out.shape[1]).index_copy(0, quads.reading, out)
         return self.scale_sbf_sum.observe(y, of_all, lambda: self._counts(graph)).index_select(0, quads.reading)

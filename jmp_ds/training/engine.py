@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
+from jmp_ds.heap import keep_freed_memory
 from jmp_ds.training.ds_config import DeepSpeedConfig
 from jmp_ds.training.optimizer import (
     OptimizerOptions,
@@ -60,6 +61,7 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     if kind == "cuda":
         torch.cuda.set_device(place.local_rank)
     else:
+        keep_freed_memory()
         _use_cpu_accelerator()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if kind == "cuda" else "gloo"

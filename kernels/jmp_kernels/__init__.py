@@ -6,7 +6,8 @@ Knows nothing of jmp_ds. What is imported here runs anywhere PyTorch runs and is
 
 from jmp_kernels.dense_once import DenseOnce
 from jmp_kernels.dense_twice import DenseTwice
-from jmp_kernels.messages import MiddleRows, MiddleTables, ReadOut, TorchMessages
+from jmp_kernels.messages import ReadOut, TorchMessages
+from jmp_kernels.middles import MiddleRows, MiddleTables
 from jmp_kernels.operators import BackendName, Messages, Operators, messages_for
 from jmp_kernels.segments import Gather, LookUp, Segments, segments_of
 from jmp_kernels.trilinear import expand_basis, expand_feature, segment_outer, segment_sum

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jmp_kernels import trilinear
+from jmp_kernels import middles, trilinear
+from jmp_kernels.middles import MiddleRows, MiddleTables
 from jmp_kernels.segments import Gather, LookUp, Segments
 
 
@@ -30,46 +31,6 @@ class ReadOut:
     harmonics: Tensor
     table: Tensor
     own: Tensor
-
-
-@dataclass(frozen=True)
-class MiddleTables:
-    """Tables of in-triplets d→b→a and out-pairs (c→a, b→a) of middle bonds q = b→a (section 2); H azimuth channels.
-
-    Attributes:
-        circular: [R_in, cbf], the angular gate of every in-triplet.
-        write: [R_in, 2H], azimuth powers of d about b→a.
-        zonal: [R_out, L], P̃_l(cos φ_cab).
-        read: [R_out, H, 2], azimuth powers of c about b→a.
-        same: [R_out, H], what the in-triplet d = c contributes and must not.
-        radial: [E_r, sbf, L·H], radial basis times weights, in Fourier form, of the edges that read.
-    """
-
-    circular: Tensor
-    write: Tensor
-    zonal: Tensor
-    read: Tensor
-    same: Tensor
-    radial: Tensor
-
-
-@dataclass(frozen=True)
-class MiddleRows:
-    """Which rows the in-triplets and out-pairs of a batch take, and where they end.
-
-    Attributes:
-        feature: of every in-triplet, the feature row of d→b.
-        by_middle: the in-triplets as segments, one per middle bond.
-        middle: of every out-pair, its middle bond.
-        by_reader: the out-pairs as segments, one per edge that reads.
-        same: for every out-pair the in-triplet of the same middle bond with d = c.
-    """
-
-    feature: Gather
-    by_middle: Segments
-    middle: Gather
-    by_reader: Segments
-    same: LookUp
 
 
 class TorchMessages:
@@ -143,26 +104,12 @@ class TorchMessages:
         """O[a,k,i] = Σ_{pairs b→a} rad[ba,k] x[b,i]: [P, K] and [N, C] to [N, K, C]."""
         return trilinear.segment_outer(rad, x.to(rad.dtype).index_select(0, source.index), by_target)
 
-    @staticmethod
-    def middle_messages(x: Tensor, gate: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
-        """y of every in-triplet, the feature of d→b times its angular gate: [E_f, C] and [C, cbf] to [R_in, C]."""
-        return x.to(gate.dtype).index_select(0, rows.feature.index) * (tables.circular @ gate.t())
+    middle_tables = staticmethod(middles.joint_tables)
 
     @staticmethod
-    def middle_read(y: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
-        """Moments per middle bond, read by every out-pair, summed into the edge: [R_in, C] to [E_r, sbf, C]."""
-        middles, channels, width = rows.by_middle.count, tables.read.shape[1], y.shape[1]
-        moments = trilinear.segment_outer(tables.write, y, rows.by_middle).view(middles, channels, 2, width)
-        real, imaginary = moments.index_select(0, rows.middle.index).unbind(2)
-        t = torch.addcmul(tables.read[:, :, :1] * real, tables.read[:, :, 1:], imaginary)
-        if y.shape[0]:
-            t = torch.addcmul(t, tables.same[..., None], y.index_select(0, rows.same.index)[:, None], value=-1)
-        per_edge = trilinear.segment_outer(tables.zonal, t.flatten(1), rows.by_reader)
-        return torch.bmm(tables.radial, per_edge.view(per_edge.shape[0], tables.radial.shape[2], width))
-
-    def quadruplet(self, x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor:
-        """Both in one: features [E_f, C] of the edges that feed to [E_r, sbf, C] of those that read."""
-        return self.middle_read(self.middle_messages(x, gate, tables, taken), tables, taken)
+    def quadruplet(x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor:
+        """Features [E_f, C] of the edges that feed to [E_r, sbf, C] of those that read (section 2)."""
+        return middles.middle_read(middles.middle_messages(x, gate, tables, taken), tables, taken)
 
 
 def taken(x: Tensor, rows: LookUp) -> Tensor:

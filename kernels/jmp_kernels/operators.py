@@ -12,7 +12,8 @@ from torch import Tensor
 
 from jmp_kernels.dense_once import DenseOnce
 from jmp_kernels.dense_twice import DenseTwice
-from jmp_kernels.messages import MiddleRows, MiddleTables, ReadOut, TorchMessages
+from jmp_kernels.messages import ReadOut, TorchMessages
+from jmp_kernels.middles import MiddleRows, MiddleTables
 from jmp_kernels.segments import Gather, LookUp, Segments
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,16 @@ class Messages(Protocol):
         self, x: Tensor, harmonics: Tensor, into: Segments, read: ReadOut, out_of: Segments, twin: LookUp | None
     ) -> Tensor: ...
     def pair(self, rad: Tensor, x: Tensor, source: Gather, by_target: Segments) -> Tensor: ...  # noqa: D102
+    def middle_tables(  # noqa: D102
+        self,
+        circular: Tensor,
+        write: Tensor,
+        radial: Tensor,
+        zonal: Tensor,
+        read: Tensor,
+        same: Tensor,
+        rows: MiddleRows,
+    ) -> MiddleTables: ...
     def quadruplet(self, x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor: ...  # noqa: D102
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jmp_kernels.messages import MiddleRows, MiddleTables, ReadOut
+from jmp_kernels.messages import ReadOut
+from jmp_kernels.middles import MiddleRows, MiddleTables
 from jmp_kernels.segments import Gather, LookUp, Segments
 from jmp_kernels.triton_ops import family, launch, rows
 from jmp_kernels.triton_ops.pair import pair
@@ -82,6 +83,14 @@ class TritonMessages:
         """O[a,k,i] = Σ_{pairs b→a} rad[ba,k] x[b,i]: [P, K] and [N, C] to [N, K, C]."""
         transposed = source.transposed
         return pair(rad, x, source.index, by_target.first, transposed.order, transposed.first)
+
+    @staticmethod
+    def middle_tables(
+        circular: Tensor, write: Tensor, radial: Tensor, zonal: Tensor, read: Tensor, same: Tensor, rows: MiddleRows
+    ) -> MiddleTables:
+        """What the quadruplet operators read: the tables of out-pairs as they are."""
+        empty = radial.new_empty(0)
+        return MiddleTables(circular, write, radial, zonal, read, same, joint=empty, own=empty)
 
     @staticmethod
     def quadruplet(x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor:
