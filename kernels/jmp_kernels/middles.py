@@ -124,7 +124,8 @@ def joint_tables(
     joint = angle.permute(0, 1, 3, 2)[:, None, :, :, :, None] * azimuth.permute(0, 3, 1, 2, 4)[:, :, :, None]
     off = (zonal[:, :, None] * same[:, None]).flatten(1)
     edge_place = rows.by_reader.index * layout.middles + layout.of_pair % max(layout.middles, 1)
-    off = _placed(off, edge_place, radial.shape[0] * layout.middles).view(radial.shape[0], layout.middles, -1)
+    off = _placed(off, edge_place, radial.shape[0] * layout.middles)
+    off = off.view(radial.shape[0], layout.middles, orders * channels)
     empty = zonal.new_empty(0)
     return MiddleTables(
         circular=circular,
