@@ -30,7 +30,6 @@ from jmp_ds.bench.step import (
     sizes_of,
 )
 from jmp_ds.bench.timing import Stopwatch
-from jmp_ds.errors import UserError
 from jmp_ds.heap import keep_freed_memory
 from jmp_ds.models.counts import BatchCounts, DenseLayer, dense_layers, step_flops
 from jmp_ds.tasks.specs import ForceKind
@@ -140,8 +139,6 @@ def measure(request: StepRequest) -> dict[str, Any]:
     Raises:
         UserError: an unknown model or batch, one that memory will not hold, or kernels that are not there.
     """
-    if request.kernels == "triton":
-        raise UserError("kernels triton: models of this version pass messages in PyTorch only; take auto or torch")
     if request.threads:
         torch.set_num_threads(request.threads)
     device = torch.device(request.device)
@@ -177,7 +174,10 @@ def measure(request: StepRequest) -> dict[str, Any]:
 def _contenders(request: StepRequest, source: BenchBatch, device: torch.device) -> list[Contender]:
     """The model and, where asked for, its enumerated form on the same parameters."""
     tasks = source.tasks(request.forces)
-    model = build_model(request.model, tasks, recompute=request.recompute, precision=request.precision, device=device)
+    model = build_model(
+        request.model, tasks, recompute=request.recompute, precision=request.precision, device=device,
+        kernels=request.kernels,
+    )  # fmt: skip
     batch = source.assemble(request.forces)
     counts = BatchCounts.of(batch)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jmp_kernels import messages_for
 from torch import Tensor, nn
 
 from jmp_ds.bench.batches import BenchBatch
@@ -175,25 +176,44 @@ def sizes_of(size: str, *, recompute: bool, direct_forces: bool) -> BackboneConf
 
 
 def build_model(
-    size: str, tasks: Sequence[Task], *, recompute: bool, precision: Precision, device: torch.device
+    size: str,
+    tasks: Sequence[Task],
+    *,
+    recompute: bool,
+    precision: Precision,
+    device: torch.device,
+    kernels: Kernels = "auto",
 ) -> MultiTaskModel:
     """A network of a named size; see `model_of`.
 
     Raises:
-        UserError: no such size.
+        UserError: no such size, or kernels that are not there.
     """
     direct = any(task.direct_forces for task in tasks)
     config = sizes_of(size, recompute=recompute, direct_forces=direct)
-    return model_of(config, tasks, precision=precision, device=device)
+    return model_of(config, tasks, precision=precision, device=device, kernels=kernels)
 
 
 def model_of(
-    config: BackboneConfig, tasks: Sequence[Task], *, precision: Precision, device: torch.device
+    config: BackboneConfig,
+    tasks: Sequence[Task],
+    *,
+    precision: Precision,
+    device: torch.device,
+    kernels: Kernels = "auto",
 ) -> MultiTaskModel:
-    """A network with random weights and plausible scale factors, in training mode, on the device."""
+    """A network with random weights and plausible scale factors, in training mode, on the device.
+
+    Raises:
+        UserError: kernels that are not there.
+    """
+    try:
+        messages = messages_for(kernels, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     torch.manual_seed(0)
     with torch.device(device):
-        model = MultiTaskModel(config, tasks)
+        model = MultiTaskModel(config, tasks, messages)
     set_scales(model)
     return model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32).train()
 

@@ -93,21 +93,22 @@ class MiddleRows:
 
     @cached_property
     def joint(self) -> Joint:
-        """The layout by atom; for CPU tensors (it looks at sizes)."""
+        """The layout by atom; looks at sizes, so the host waits for a device."""
         atoms, of_reader = torch.unique_consecutive(self.reader_target, return_inverse=True)
         count = atoms.shape[0]
         readers = torch.bincount(of_reader, minlength=count)
-        rank = torch.arange(of_reader.shape[0]) - (torch.cumsum(readers, 0) - readers)[of_reader]
+        device = of_reader.device
+        rank = torch.arange(of_reader.shape[0], device=device) - (torch.cumsum(readers, 0) - readers)[of_reader]
         begin = torch.searchsorted(self.middle_target, atoms)
         bonds = torch.searchsorted(self.middle_target, atoms, right=True) - begin
         width, depth = (int(n.max()) if count else 0 for n in (readers, bonds))
         of_edge = of_reader * width + rank
-        column = torch.arange(depth)
+        column = torch.arange(depth, device=device)
         none = self.middle_target.shape[0]
         middle = torch.where(column < bonds[:, None], begin[:, None] + column, none).flatten()
         edge = self.by_reader.index
         place = self.middle.index - begin[of_reader[edge]]
-        same = torch.full((of_reader.shape[0] * depth,), self.feature.index.shape[0])
+        same = torch.full((of_reader.shape[0] * depth,), self.feature.index.shape[0], device=device)
         same[edge * depth + place] = torch.where(self.same.found, self.same.index, self.feature.index.shape[0])
         return Joint(count, width, depth, of_edge[edge] * depth + place, of_edge, middle, same)
 

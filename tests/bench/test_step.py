@@ -152,7 +152,7 @@ def test_the_verb(tmp_path: Path) -> None:
 
 
 def test_kernels_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UserError, match="kernels triton"):
+    with pytest.raises(UserError, match="Triton kernels"):
         measure(StepRequest(model="tiny", batch="aspirin", kernels="triton"))
 
 
