@@ -85,6 +85,9 @@ def _details(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("operations (optimiser)", str(found["optimiser_operations"])),
         ("host synchronisations (network)", str(found["host_synchronisations"])),
     ]
+    if "deviation_from_float32" in found:
+        deviation = found["deviation_from_float32"]
+        rows.append(("gradients against float32, median (%)", f"{100 * deviation['gradient_median']:.2f}"))
     return rows if launches is None else [*rows, ("kernel launches", str(launches))]
 
 

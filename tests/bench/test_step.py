@@ -160,3 +160,10 @@ def test_mistakes_are_one_line() -> None:
     run = CliRunner().invoke(app, ["bench", "step", "--batch", "nowhere"])
     assert run.exit_code == 2
     assert "no batch or file 'nowhere'" in run.output
+
+
+def test_deviation_of_bf16_from_float32() -> None:
+    request = StepRequest(model="tiny", batch="aspirin", precision="bf16", repeats=1, threads=1)
+    deviation = measure(request)["deviation_from_float32"]
+    assert 1e-4 < deviation["gradient_median"] < 0.1
+    assert 0.0 < deviation["loss_relative"] < 0.05
