@@ -32,4 +32,4 @@ def _gradients(step: TrainingStep, loss: Tensor) -> tuple[float, dict[str, Tenso
     loss.backward()
     gradients = {k: p.grad.clone() for k, p in step.model.named_parameters() if p.grad is not None}
     step.forget()
-    return float(loss), gradients
+    return float(loss.detach()), gradients
