@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jmp_kernels import Operators
+from jmp_kernels import BackendName, Operators
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +27,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.files import to_disk
 from jmp_ds.models.bases import Bases
 from jmp_ds.models.config import BackboneConfig
+from jmp_ds.planning import backend
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 
@@ -90,14 +91,25 @@ class Bundle:
                 "fit them first with `jmp-ds fit-scales`"
             )
 
-    def build(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> MultiTaskModel:
+    def build(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        kernels: BackendName = "auto",
+    ) -> MultiTaskModel:
         """The model in evaluation mode, with its own copy of the weights.
 
+        Args:
+            dtype: of the weights.
+            device: where it will run.
+            kernels: the backend of message passing, which no bundle holds: it is chosen for the device.
+
         Raises:
-            UserError: tensors are missing, too many, or of another shape; all are named.
+            UserError: tensors are missing, too many, or of another shape; all are named. Or a backend that cannot run.
         """
+        messages = backend(kernels, device)
         with torch.device("meta"):  # initial weights would cost more time than all the rest
-            model = MultiTaskModel(self.config, self.tasks)
+            model = MultiTaskModel(self.config, self.tasks, messages)
         check_state(self.state, state_shapes(model), "the bundle")
         model.load_state_dict({name: x.clone() for name, x in self.state.items()}, assign=True)
         _restore_tables(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +14,9 @@ from jmp_ds.config.loading import Resolved
 from jmp_ds.experiment.processes import started
 from jmp_ds.experiment.reporting import report_run
 from jmp_ds.experiment.resume import settle_configuration
-from jmp_ds.experiment.session import fit_missing_scales, gather_material, train
+from jmp_ds.experiment.session import fit_missing_scales, gather_material, new_model, train
 from jmp_ds.experiment.transfer import Transfer, transfer_weights
 from jmp_ds.models.scaling import unfitted
-from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.optimizer import LayerwiseRates
 from jmp_ds.training.outcome import Outcome
@@ -52,8 +50,7 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
     if processes.first:
         settle_configuration(resolved)
     material = gather_material(resolved, checked, donors, processes)
-    torch.manual_seed(config.run.seed)
-    model = MultiTaskModel(checked.backbone, material.tasks)
+    model = new_model(config, checked, material, processes)
     if checked.bundle is not None:
         names = {name: donor.name for name, donor in donors.items()}
         transfer = transfer_weights(model, checked.bundle.state, names)
@@ -64,7 +61,7 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
     origin = {"from": config.source.bundle or "scratch"}
     outcome = train(resolved, checked, material, model, processes, rates=_rates(config.layerwise_lr), origin=origin)
     if outcome.status == "finished":
-        report_run(config, material, outcome, processes, prefer_best=True)
+        report_run(config, material, outcome, processes, kernels=checked.kernels, prefer_best=True)
     return outcome
 
 

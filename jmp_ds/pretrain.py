@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from jmp_ds.config.checks import Checked
@@ -13,8 +12,7 @@ from jmp_ds.config.pretrain import PretrainConfig
 from jmp_ds.experiment.processes import started
 from jmp_ds.experiment.reporting import report_run
 from jmp_ds.experiment.resume import settle_configuration
-from jmp_ds.experiment.session import fit_missing_scales, gather_material, train
-from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.experiment.session import fit_missing_scales, gather_material, new_model, train
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
 
@@ -38,13 +36,12 @@ def _run(resolved: Resolved[PretrainConfig], checked: Checked, processes: Proces
     if processes.first:
         settle_configuration(resolved)
     material = gather_material(resolved, checked, {}, processes)
-    torch.manual_seed(config.run.seed)
-    model = MultiTaskModel(checked.backbone, material.tasks)
+    model = new_model(config, checked, material, processes)
     if not (Path(config.run.dir) / "latest").exists():
         fitted = fit_missing_scales(config, material, model, processes)
         if processes.first:
             Console(stderr=True).print(f"fitted {fitted} scale factors", highlight=False)
     outcome = train(resolved, checked, material, model, processes)
     if outcome.status == "finished":
-        report_run(config, material, outcome, processes, prefer_best=False)
+        report_run(config, material, outcome, processes, kernels=checked.kernels, prefer_best=False)
     return outcome

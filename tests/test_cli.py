@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ase import Atoms
+from ase.io import write
 from small_stores import write_finetune, write_pretrain
 from typer.testing import CliRunner, Result
 
@@ -121,7 +125,6 @@ MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("cutoff beyond the grid", "pretrain", "tasks.molecules.graph.cutoff=15.0", "exceeds the radial grid"),
     ("unknown size", "pretrain", "model.overrides={num_block: 3}", "unknown size; did you mean 'num_blocks'?"),
     ("bad size", "pretrain", "model.overrides={num_blocks: 0}", "num_blocks must be at least 1"),
-    ("operators that are not there", "pretrain", "model.kernels=triton", "there are no Triton operators"),
     ("no DeepSpeed file", "pretrain", "engine.deepspeed=nowhere.json", "engine.deepspeed: no file nowhere.json"),
     ("misspelt DeepSpeed key", "pretrain", _spoil_deepspeed, "did you mean gradient_clipping?"),
     ("run folder is a file", "pretrain", lambda f: f"run.dir={f / 'file'}", "is a file; name a folder"),
@@ -259,10 +262,50 @@ def test_words_are_files_or_overrides() -> None:
     assert divide(["a.yaml", "b.c=1", "d.yaml"]) == (["a.yaml", "d.yaml"], ["b.c=1"])
 
 
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find(name, *rest)
+    )
+
+
+@pytest.mark.usefixtures("without_triton")
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "predict", "evaluate", "fit-scales"])
+def test_kernels_that_cannot_run_are_a_mistake_of_the_user(folder: Path, tmp_path: Path, verb: str) -> None:
+    """Told before any work; where a configuration asks for them, with the place of its key."""
+    write(tmp_path / "in.xyz", Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]))
+    bundle = tiny_bundle(tmp_path / "bundle", fitted=verb != "fit-scales")
+    store = folder / "molecules"
+    words: dict[str, list[str | Path]] = {
+        "pretrain": [folder / "pretrain.yaml", "model.kernels=triton"],
+        "finetune": [folder / "finetune.yaml", "model.kernels=triton"],
+        "predict": [bundle, tmp_path / "in.xyz", tmp_path / "out.xyz", "--kernels", "triton"],
+        "evaluate": [bundle, store, "--kernels", "triton"],
+        "fit-scales": [bundle, f"molecules={store}", "--kernels", "triton"],
+    }
+    result = run(verb, *words[verb])
+    assert result.exit_code == 2, result.output
+    assert "kernels: the Triton kernels need the package triton, which is not installed" in result.stderr
+    assert ("model.kernels" in result.stderr) == (verb in ("pretrain", "finetune"))
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out.xyz").exists()
+
+
+def test_kernels_are_no_part_of_a_bundle(tmp_path: Path) -> None:
+    spec = json.loads((tiny_bundle(tmp_path / "bundle") / "bundle.json").read_text())
+    text = json.dumps({key: value for key, value in spec.items() if key != "provenance"})
+    assert "kernels" not in text
+    assert "triton" not in text
+
+
 def test_doctor_reports() -> None:
     result = run("doctor")
     assert result.exit_code == 0
     assert "torch" in result.output
+    if not torch.cuda.is_available():
+        assert "PyTorch: the Triton kernels need a GPU" in result.output
 
 
 def test_import_and_predict_as_a_black_box(tmp_path: Path) -> None:

@@ -225,3 +225,11 @@ def test_override_places_cover_the_path() -> None:
     layer = parse_override("a.b={c: [1, {d: 2}]}")
     assert layer.values == {"a": {"b": {"c": [1, {"d": 2}]}}}
     assert {("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "c", "1", "d")} <= set(layer.origins)
+
+
+@pytest.mark.parametrize(("text", "read"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_on_and_off_are_words(pretrain_file: Path, text: str, read: str) -> None:
+    """YAML takes them for true and false."""
+    resolved = load_pretrain(pretrain_file, [f"model.recompute={text}"])
+    assert resolved.config.model.recompute == read
+    assert parse_yaml(resolved.to_yaml(), "x").values["model"]["recompute"] == read

@@ -15,9 +15,11 @@ from jmp_ds.bundle import load_bundle
 from jmp_ds.config import load_pretrain
 from jmp_ds.config.checks import check_pretrain
 from jmp_ds.errors import UserError
+from jmp_ds.experiment import recompute
 from jmp_ds.experiment.resume import differences
 from jmp_ds.experiment.session import primary_metric
 from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.models import backbone
 from jmp_ds.pretrain import run_pretrain
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, Task
 from jmp_ds.training.metrics_log import read_metrics
@@ -64,6 +66,34 @@ def test_the_report_evaluates_the_exported_bundle(finished: Path) -> None:
     last = [row for row in read_metrics(run) if row["kind"] == "validate"][-1]
     for name, value in reported.items():
         assert last[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("memory", "word", "story"),
+    [
+        (2**20, "auto", "activations are recomputed: keeping them takes about 0.0 GiB of 0.0 GiB for 150 edges"),
+        (2**40, "auto", "activations are kept: keeping them takes about 0.0 GiB of 1024.0 GiB for 150 edges"),
+        (2**20, "off", "activations are kept, as configured"),
+        (2**40, "on", "activations are recomputed, as configured"),
+    ],
+)
+def test_recomputation_follows_memory_unless_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    memory: int,
+    word: str,
+    story: str,
+) -> None:
+    """The line says it, the training does it, and the bundle knows nothing of it."""
+    calls: list[object] = []
+    monkeypatch.setattr(recompute, "available", lambda _: memory)
+    monkeypatch.setattr(backbone, "checkpoint", lambda f, *args, **_: calls.append(f) or f(*args))
+    pretrain(write_pretrain(tmp_path), f"model.recompute={word}", "train={steps: 1}")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("message passing")]
+    assert lines == [f"message passing: torch on cpu; {story}"]
+    assert bool(calls) == ("recomputed" in story)
+    assert not load_bundle(tmp_path / "run" / "final").config.recompute
 
 
 def test_a_finished_run_started_again_trains_nothing(finished: Path) -> None:

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from jmp_kernels import BackendName
 
+from jmp_ds.bench.accuracy import deviation_from_float32
 from jmp_ds.bench.activity import count_activity
 from jmp_ds.bench.batches import BenchBatch, load_batch
 from jmp_ds.bench.enumerated.lists import padded_bytes
@@ -18,7 +20,6 @@ from jmp_ds.bench.memory import estimate, peak_of, refuse_beyond_memory, saved_b
 from jmp_ds.bench.parts import time_parts
 from jmp_ds.bench.step import (
     DTYPES,
-    Kernels,
     Precision,
     Prepare,
     StepTimes,
@@ -58,7 +59,7 @@ class StepRequest:
     batch: str = "slab98"
     precision: Precision = "float32"
     forces: ForceKind = "direct"
-    kernels: Kernels = "auto"
+    kernels: BackendName = "auto"
     recompute: bool = False
     compare: Literal["", "enumerated"] = ""
     device: str = "cpu"
@@ -104,6 +105,7 @@ class Contender:
             **asdict(activity),
             "host_synchronisations": sum(activity.waits.values()),
             "parts_seconds": time_parts(self.step),
+            **({"deviation_from_float32": deviation_from_float32(self.step)} if self.step.reduced else {}),
         }
 
     def run(self, *, counts: bool) -> None:

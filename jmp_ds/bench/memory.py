@@ -16,6 +16,7 @@ from jmp_ds.bench.floor import floor_bytes
 from jmp_ds.errors import UserError
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import DenseLayer, Forces
+from jmp_ds.planning import available
 
 #: Bytes per parameter: the float32 value, its gradient and AdamW's two moments.
 _TRAINED = 16
@@ -133,26 +134,10 @@ def refuse_beyond_memory(needed: int, device: torch.device) -> None:
         )
 
 
-def available(device: torch.device) -> int | None:
-    """Free bytes; None where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    return _kilobytes(meminfo, "MemAvailable")
-
-
 def _resident(key: str) -> int:
-    return _kilobytes(Path("/proc/self/status"), key)
-
-
-def _kilobytes(file: Path, key: str) -> int:
-    """A line `key: number kB` in bytes."""
-    line = next(
-        line for line in file.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith(key)
-    )
-    return 1024 * int(line.split()[1])
+    """A line `key: number kB` of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def _give_back_free_memory() -> None:

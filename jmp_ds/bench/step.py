@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jmp_kernels import messages_for
+from jmp_kernels import BackendName
 from torch import Tensor, nn
 
 from jmp_ds.bench.batches import BenchBatch
@@ -19,13 +19,14 @@ from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import HeadRows
 from jmp_ds.models.presets import PRESETS
 from jmp_ds.models.scaling import scale_factors
+from jmp_ds.planning import backend
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.model import MultiTaskModel, Outputs
 from jmp_ds.tasks.specs import ForceKind, Task
 from jmp_ds.training.optimizer import OptimizerOptions, adamw, parameter_groups
 
 Precision = Literal["float32", "bf16", "float64"]
-Kernels = Literal["auto", "torch", "triton"]
+
 
 #: The dtype of the dense products.
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -115,9 +116,14 @@ class TrainingStep:
         batch = self.source.assemble(self.forces, self.device)
         return Ready(batch, self._prepare(batch))
 
-    def loss(self, ready: Ready) -> Tensor:
-        """Training's own loss: weighted errors of every group over its count."""
-        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+    @property
+    def reduced(self) -> bool:
+        """Whether the step runs under autocast."""
+        return self._autocast is not None
+
+    def loss(self, ready: Ready, *, reduced: bool = True) -> Tensor:
+        """Training's own loss: weighted errors of every group over its count; without autocast unless `reduced`."""
+        with torch.autocast(self.device.type, dtype=self._autocast, enabled=reduced and self.reduced):
             outputs = ready.evaluate()
         sums = loss_sums(outputs, ready.batch, self.model.tasks)
         return torch.stack([total / max(self._counts[group], 1) for group, total in sums.items()]).sum()
@@ -182,7 +188,7 @@ def build_model(
     recompute: bool,
     precision: Precision,
     device: torch.device,
-    kernels: Kernels = "auto",
+    kernels: BackendName = "auto",
 ) -> MultiTaskModel:
     """A network of a named size; see `model_of`.
 
@@ -200,17 +206,14 @@ def model_of(
     *,
     precision: Precision,
     device: torch.device,
-    kernels: Kernels = "auto",
+    kernels: BackendName = "auto",
 ) -> MultiTaskModel:
     """A network with random weights and plausible scale factors, in training mode, on the device.
 
     Raises:
         UserError: kernels that are not there.
     """
-    try:
-        messages = messages_for(kernels, device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    messages = backend(kernels, device)
     torch.manual_seed(0)
     with torch.device(device):
         model = MultiTaskModel(config, tasks, messages)

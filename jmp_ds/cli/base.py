@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -12,6 +13,14 @@ from jmp_ds.errors import UserError
 
 #: Exit code of a mistake that the user can mend.
 MISTAKE = 2
+
+
+class Kernels(StrEnum):
+    """What message passing is computed by."""
+
+    auto = "auto"
+    torch = "torch"
+    triton = "triton"
 
 
 class FriendlyGroup(TyperGroup):

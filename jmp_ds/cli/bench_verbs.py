@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jmp_ds.cli.base import new_group
+from jmp_ds.cli.base import Kernels, new_group
 
 group = new_group("Benchmarks: what a training step costs.")
 
@@ -35,14 +35,6 @@ class StepForces(StrEnum):
 
     direct = "direct"
     gradient = "gradient"
-
-
-class StepKernels(StrEnum):
-    """What message passing is computed by."""
-
-    auto = "auto"
-    torch = "torch"
-    triton = "triton"
 
 
 class Switch(StrEnum):
@@ -73,7 +65,7 @@ def step(
         StepPrecision.float32
     ),
     forces: Annotated[StepForces, typer.Option(help="from a head, or as gradient of the energy")] = StepForces.direct,
-    kernels: Annotated[StepKernels, typer.Option(help="what message passing is computed by")] = StepKernels.auto,
+    kernels: Annotated[Kernels, typer.Option(help="what message passing is computed by")] = Kernels.auto,
     recompute: Annotated[Switch, typer.Option(help="whether blocks keep only their inputs")] = Switch.off,
     compare: Annotated[
         Yardstick, typer.Option(help="`enumerated`: the published, padded form in turn with the model")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jmp_kernels import BackendName
 
 from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.cli.data_verbs import print_table
@@ -21,6 +22,7 @@ from jmp_ds.experiment.evaluate import evaluate
 from jmp_ds.experiment.loaders import fit_scales, graphs_of
 from jmp_ds.files import write_json
 from jmp_ds.models.scaling import unfitted
+from jmp_ds.planning import backend
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
@@ -36,6 +38,7 @@ def evaluate_bundle(
     device: str,
     dtype: str,
     edges: int,
+    kernels: BackendName,
 ) -> None:
     """Print the table, and write metrics and parity plots where asked for."""
     bundle = load_bundle(path)
@@ -44,9 +47,9 @@ def evaluate_bundle(
     labels = [label for label in task.labels if opened.summary.labels.get(label)]
     if not labels:
         raise UserError(f"{store}: no structure has a label of task {task.name} ({', '.join(task.labels)})")
+    model = bundle.build(getattr(torch, dtype), device, kernels)
     indices = None if split is None else read_indices(split)
     source = open_source(task.name, task.graph, opened, labels, indices=indices, progress=True)
-    model = bundle.build(getattr(torch, dtype), device)
     processes = Processes(Place(), torch.device(device), torch.get_num_threads())
     loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading())
     found = evaluate(model, loader, processes, progress=True)
@@ -58,10 +61,12 @@ def evaluate_bundle(
         plot_parity(report / "parity.png", [panel for panel in found.parity if panel.reference.size])
 
 
-def fit_bundle_scales(path: Path, stores: Sequence[str], output: Path, batches: int, edges: int, device: str) -> None:
+def fit_bundle_scales(
+    path: Path, stores: Sequence[str], output: Path, batches: int, edges: int, device: str, kernels: BackendName
+) -> None:
     """Fit what has no value, and write the bundle."""
     bundle = load_bundle(path, require_fitted=False)
-    model = MultiTaskModel(bundle.config, bundle.tasks)
+    model = MultiTaskModel(bundle.config, bundle.tasks, backend(kernels, device))
     model.load_state_dict(bundle.state)
     missing = len(unfitted(model))
     sources = [_source(bundle, text) for text in stores]

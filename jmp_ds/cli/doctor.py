@@ -55,6 +55,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _kernels(gpu: bool) -> str:
+    """What `kernels: auto` takes here."""
+    if not gpu:
+        return "PyTorch: the Triton kernels need a GPU"
+    return "Triton" if _version("triton") else "PyTorch: triton is not installed (extra `kernels`)"
+
+
 def _machine() -> list[tuple[str, str]]:
     """Python, torch, devices, cores, memory for shared tensors."""
     import torch
@@ -66,7 +73,7 @@ def _machine() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("cores", str(cores)),
         ("GPUs", ", ".join(gpus) or "none: everything runs on the CPU"),
-        ("kernels", "PyTorch"),
+        ("kernels", _kernels(bool(gpus))),
     ]
     shared = Path("/dev/shm")
     if shared.is_dir():

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jmp_ds.cli.base import Kernels
+
 
 class DType(StrEnum):
     """Precision of the model."""
@@ -45,6 +47,7 @@ TaskName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Precision = Annotated[DType, typer.Option(help="precision of the model")]
+KernelChoice = Annotated[Kernels, typer.Option("--kernels", help="what message passing is computed by")]
 EdgesPerBatch = Annotated[int, typer.Option(min=1, help="edges per batch, at most")]
 
 
@@ -58,11 +61,14 @@ def predict(
     tags: Annotated[
         Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")
     ] = Tags.none,
+    kernels: KernelChoice = Kernels.auto,
 ) -> None:
     """Predict energies (eV), forces (eV/Å) and other labels of every structure in a file, in its order."""
     from jmp_ds.inference.predict_file import predict_file
 
-    count = predict_file(bundle, source, output, task, device=device, dtype=dtype.value, tags=tags.value)
+    count = predict_file(
+        bundle, source, output, task, device=device, dtype=dtype.value, tags=tags.value, kernels=kernels.value
+    )
     typer.echo(f"{output}: {count} structures")
 
 
@@ -77,11 +83,12 @@ def evaluate(
     device: Device = "cpu",
     dtype: Precision = DType.float32,
     edges: EdgesPerBatch = 20_000,
+    kernels: KernelChoice = Kernels.auto,
 ) -> None:
     """Mean absolute errors of a bundle on the labelled structures of a store."""
     from jmp_ds.cli.bundle_work import evaluate_bundle
 
-    evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges)
+    evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges, kernels.value)
 
 
 def fit_scales(
@@ -93,6 +100,7 @@ def fit_scales(
     batches: Annotated[int, typer.Option(min=1, help="how many batches to fit on")] = 16,
     edges: EdgesPerBatch = 20_000,
     device: Device = "cpu",
+    kernels: KernelChoice = Kernels.auto,
 ) -> None:
     """Fit the scale factors of a bundle that have no value yet, on structures like those it is for.
 
@@ -100,7 +108,7 @@ def fit_scales(
     """
     from jmp_ds.cli.bundle_work import fit_bundle_scales
 
-    fit_bundle_scales(bundle, stores, output or bundle, batches, edges, device)
+    fit_bundle_scales(bundle, stores, output or bundle, batches, edges, device, kernels.value)
 
 
 def import_jmp(

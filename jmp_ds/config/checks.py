@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from jmp_kernels import BackendName
 
 from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.config.finetune import FinetuneConfig
@@ -21,6 +23,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.presets import preset
+from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
 from jmp_ds.training.ds_config import DeepSpeedConfig, load_ds_config
@@ -31,11 +34,13 @@ class Checked:
     """What the checks have opened and made of the configuration.
 
     Attributes:
-        backbone: sizes of the network, recomputation and force branch set.
+        backbone: sizes of the network, force branch set; `recompute` is not decided yet where that is `auto`.
         tasks: in the file's order, without normalisation yet.
         stores: by task; opened, no record read.
         deepspeed: the validated DeepSpeed file.
         bundle: what fine-tuning starts from; None from scratch.
+        kernels: the backend of message passing; one that can run here.
+        recompute: whether activations are computed again; `auto`: if memory asks for it.
     """
 
     backbone: BackboneConfig
@@ -43,6 +48,8 @@ class Checked:
     stores: dict[str, Store]
     deepspeed: DeepSpeedConfig
     bundle: Bundle | None = None
+    kernels: BackendName = "auto"
+    recompute: Literal["auto", "on", "off"] = "auto"
 
 
 def check_pretrain(resolved: Resolved[PretrainConfig]) -> Checked:
@@ -52,16 +59,21 @@ def check_pretrain(resolved: Resolved[PretrainConfig]) -> Checked:
         UserError: the first thing that cannot work, with the place of its key.
     """
     _check_run(resolved)
-    backbone = _backbone(resolved, resolved.config.model)
-    rules = GraphSettings(**resolved.config.model.graph.model_dump())
+    model = resolved.config.model
+    _check_kernels(resolved, model)
+    backbone = _backbone(resolved, model)
+    rules = GraphSettings(**model.graph.model_dump())
     tasks = _tasks(resolved, dict.fromkeys(resolved.config.tasks, rules), head_bias=True)
-    return Checked(backbone, tasks, _stores(resolved), _deepspeed(resolved))
+    stores, deepspeed = _stores(resolved), _deepspeed(resolved)
+    return Checked(backbone, tasks, stores, deepspeed, kernels=model.kernels, recompute=model.recompute)
 
 
 def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
     """Everything about a fine-tuning run that can be known before it starts. Raises: see `check_pretrain`."""
     config = resolved.config
     _check_run(resolved)
+    model = config.model or ModelConfig()
+    _check_kernels(resolved, model)
     bundle = None
     if config.source.bundle is not None:
         bundle = _bundle(resolved, config.source.bundle)
@@ -69,15 +81,16 @@ def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
             raise resolved.complaint(
                 "model", "the bundle decides the network; remove `model`, or write `from: scratch`"
             )
-        backbone = _with_branches(resolved, bundle.config, config.model or ModelConfig())
+        backbone = _with_branches(resolved, bundle.config, model)
     else:
-        backbone = _backbone(resolved, config.model or ModelConfig())
+        backbone = _backbone(resolved, model)
     graphs = {name: _inherited(resolved, name, bundle) for name in config.tasks}
     tasks = _tasks(resolved, graphs, head_bias=False)
     if bundle is not None and config.source.heads != "new":
         tasks = tuple(_with_donor(task, head_donor(resolved, task.name, bundle)) for task in tasks)
     _check_layerwise(resolved, backbone)
-    return Checked(backbone, tasks, _stores(resolved), _deepspeed(resolved), bundle)
+    stores, deepspeed = _stores(resolved), _deepspeed(resolved)
+    return Checked(backbone, tasks, stores, deepspeed, bundle, kernels=model.kernels, recompute=model.recompute)
 
 
 def _check_run(resolved: Resolved[TrainingConfig]) -> None:
@@ -104,6 +117,19 @@ def _check_run(resolved: Resolved[TrainingConfig]) -> None:
     if (stopping or plateau) and not any(task.split.validates for task in config.tasks.values()):
         key = "train.early_stopping" if stopping else "train.schedule.kind"
         raise resolved.complaint(key, "needs validation structures, but no task keeps any (split.val)")
+
+
+def _check_kernels(resolved: Resolved[TrainingConfig], model: ModelConfig) -> None:
+    """A backend that is asked for by name must be able to run where the run will."""
+    if model.kernels == "auto":
+        return
+    device = resolved.config.run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        backend(model.kernels, device)
+    except UserError as error:
+        raise resolved.complaint("model.kernels", str(error).removeprefix("kernels: ")) from None
 
 
 def _check_metric(resolved: Resolved[TrainingConfig], metric: str) -> None:
@@ -136,9 +162,7 @@ def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> Backbon
 
 
 def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, model: ModelConfig) -> BackboneConfig:
-    """The force branch where a task has direct forces; recomputation as asked for; operators that there are."""
-    if model.kernels == "triton":
-        raise resolved.complaint("model.kernels", "there are no Triton operators in this version; use auto or torch")
+    """The force branch where a task has direct forces; recomputation where it is asked for."""
     tasks = resolved.config.tasks.values()
     direct = any(t.forces is not None and t.forces.kind == "direct" for t in tasks)
     return replace(

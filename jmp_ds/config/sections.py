@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jmp_ds.config.base import Fraction, NonNegativeFloat, PositiveFloat, Section
 
@@ -48,10 +48,20 @@ class ModelConfig(Section):
         default_factory=dict, description="fields of the preset's backbone to change, e.g. {num_blocks: 3}"
     )
     graph: ModelGraphConfig = Field(default_factory=ModelGraphConfig, description="graph rules common to all tasks")
-    kernels: Literal["auto", "torch", "triton"] = Field(default="auto", description="message-passing operators")
-    recompute: Literal["auto", "on", "off"] = Field(
-        default="auto", description="recompute activations in the backward pass: less memory, more time; `auto` is off"
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="message-passing operators; `auto` is Triton on a GPU, PyTorch elsewhere"
     )
+    recompute: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="recompute activations in the backward pass: less memory, more time; `auto` does so where a batch "
+        "would not fit into memory otherwise",
+    )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """YAML reads `on` and `off` as true and false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class BatchConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jmp_kernels import BackendName
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,13 @@ from jmp_ds.training.processes import Processes
 
 
 def report_run(
-    config: TrainingConfig, material: Material, outcome: Outcome, processes: Processes, *, prefer_best: bool
+    config: TrainingConfig,
+    material: Material,
+    outcome: Outcome,
+    processes: Processes,
+    *,
+    kernels: BackendName,
+    prefer_best: bool,
 ) -> dict[str, Evaluation]:
     """Evaluate the exported model on validation and test structures and write `report/`; collective.
 
@@ -31,6 +38,7 @@ def report_run(
         material: tasks and structures.
         outcome: how training ended.
         processes: share the evaluation; the first writes.
+        kernels: the backend of message passing.
         prefer_best: take the bundle that was best in validation, where there is one, instead of the final one.
 
     Returns:
@@ -39,7 +47,7 @@ def report_run(
     run_dir = Path(config.run.dir)
     processes.barrier()  # the first process has written the bundles
     kind = "best" if prefer_best and (run_dir / "best" / SPEC_FILE).is_file() else "final"
-    model = load_bundle(run_dir / kind).build(device=processes.device)
+    model = load_bundle(run_dir / kind).build(device=processes.device, kernels=kernels)
     splits = {name: sources for name, sources in (("val", material.val), ("test", material.test)) if sources}
     found = {
         name: evaluate(model, eval_loader(config, material.tasks, sources, processes), processes, progress=True)

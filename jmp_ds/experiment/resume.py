@@ -15,8 +15,11 @@ from jmp_ds.errors import UserError
 from jmp_ds.files import write_text
 
 NAME = "config.yaml"
-#: What may differ when a run is continued: it changes neither the order of structures nor the weights.
-FREE = ("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint")
+#: What may differ when a run is continued: it changes neither the order of structures nor (but for rounding) the weights.
+FREE = (
+    *("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint"),
+    *("model.kernels", "model.recompute"),
+)
 
 
 def settle_configuration(resolved: Resolved[TrainingConfig]) -> None:

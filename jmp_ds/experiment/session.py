@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from rich.console import Console
 from torch import Tensor
 
 from jmp_ds.bundle import Bundle, provenance, save_bundle
@@ -17,7 +19,9 @@ from jmp_ds.config.sections import ScheduleConfig
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
 from jmp_ds.experiment.loaders import eval_loader, fit_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
+from jmp_ds.planning import backend
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.metrics import Metrics
 from jmp_ds.tasks.model import MultiTaskModel
@@ -81,6 +85,20 @@ def fit_missing_scales(config: TrainingConfig, material: Material, model: MultiT
     """
     loader = fit_loader(config, material.tasks, material.train)
     return len(fit_scales(model, loader, processes.device, progress=processes.first))
+
+
+def new_model(config: TrainingConfig, checked: Checked, material: Material, processes: Processes) -> MultiTaskModel:
+    """The network with fresh weights, on the backend of its device; the first process tells what was chosen.
+
+    Collective: recomputation is on everywhere or nowhere.
+    """
+    messages = backend(checked.kernels, processes.device)
+    plan = plan_of(config, checked, material.tasks, material.train, processes, padded=messages.name == "torch")
+    if processes.first:
+        line = f"message passing: {messages.name} on {processes.device}; {plan.story}"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    torch.manual_seed(config.run.seed)
+    return MultiTaskModel(replace(checked.backbone, recompute=plan.recompute), material.tasks, messages)
 
 
 def train(
@@ -225,6 +243,7 @@ def _exporter(
 
     def export(kind: Literal["best", "final"], state: dict[str, Tensor], about: dict[str, Any]) -> None:
         story = {**provenance(str(about["weights"]), metadata), **dict(origin), "training": about}
-        save_bundle(Bundle(model.config, material.tasks, state, story), run_dir / kind)
+        # how it was trained is no property of the model
+        save_bundle(Bundle(replace(model.config, recompute=False), material.tasks, state, story), run_dir / kind)
 
     return export

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jmp_kernels import BackendName
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -36,6 +37,7 @@ def predict_file(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     tags: Tags = "none",
+    kernels: BackendName = "auto",
     show_progress: bool = True,
 ) -> int:
     """Predict every frame of a file that ASE reads and write extended xyz, in order, as a whole or not at all.
@@ -44,7 +46,7 @@ def predict_file(
         bundle: or its folder.
         source: the structures; `@` and an index after the name select frames, as everywhere in ASE.
         output: extended xyz with `energy` (eV) and `forces` (eV/Å) to 17 significant digits.
-        task, device, dtype, tags: as for `Predictor`.
+        task, device, dtype, tags, kernels: as for `Predictor`.
         show_progress: draw a counter on standard error.
 
     Returns:
@@ -53,7 +55,7 @@ def predict_file(
     Raises:
         UserError: what cannot be read, predicted or written.
     """
-    predictor = Predictor(bundle, task, device=device, dtype=dtype, tags=tags)
+    predictor = Predictor(bundle, task, device=device, dtype=dtype, tags=tags, kernels=kernels)
     output, count, inert = Path(output), 0, 0
     with _written_whole(output) as file, _counter(show_progress) as bar:
         line = bar.add_task("predicting", total=None)

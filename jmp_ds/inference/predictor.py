@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jmp_kernels import BackendName
 from numpy.typing import NDArray
 
 from jmp_ds.bundle import Bundle, load_bundle
@@ -66,6 +67,7 @@ class Predictor:
         dtype: torch.dtype | str = torch.float32,
         tags: Tags = "none",
         edge_budget: int = EDGE_BUDGET,
+        kernels: BackendName = "auto",
     ) -> None:
         """Load and build.
 
@@ -77,15 +79,16 @@ class Predictor:
             tags: `ocp` if the structures' tags mean 0 below the surface, 1 surface, 2 adsorbate; otherwise ASE's tags are
                 layer numbers or nothing, and every atom counts as 2.
             edge_budget: main edges in one batch.
+            kernels: the backend of message passing; `auto` is Triton on a GPU it is installed for, PyTorch elsewhere.
 
         Raises:
-            UserError: a bundle, task, device or precision that there is not.
+            UserError: a bundle, task, device, precision or backend that there is not.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.bundle.require_fitted()
         self.task = self.bundle.task(task)
         self.device = _device_of(device)
-        self.model = self.bundle.build(_dtype_of(dtype), self.device)
+        self.model = self.bundle.build(_dtype_of(dtype), self.device, kernels)
         self._tags = tags
         self._budget = edge_budget
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -151,8 +152,9 @@ def test_the_verb(tmp_path: Path) -> None:
     assert "saved_bytes" not in found
 
 
-def test_kernels_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UserError, match="Triton kernels"):
+def test_kernels_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(UserError, match="kernels: the Triton kernels need the package triton"):
         measure(StepRequest(model="tiny", batch="aspirin", kernels="triton"))
 
 
