@@ -219,9 +219,27 @@ def test_a_form_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
 
 
 def test_what_memory_does_not_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [*SMALL, "--operators", "pair", "--passes", "forward", "--room", "0.0025", "--out", str(tmp_path)]
+    asked = [
+        *SMALL,
+        "--seconds",
+        "100",
+        "--operators",
+        "pair",
+        "--passes",
+        "forward",
+        "--room",
+        "0.0025",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(asked) == 0
     assert "index_add left out, takes" in capsys.readouterr().err
+
+
+def test_nothing_is_begun_after_the_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--seconds", "0", "--out", str(tmp_path)]) == 0
+    assert "gather_rows on ani64, tiny, float32: left out, the 0 s are over" in capsys.readouterr().err
+    assert read_rows(tmp_path / "kernels.csv") == []
 
 
 def test_absent_packages_are_told(

@@ -11,6 +11,9 @@ from pathlib import Path
 #: Seconds that the whole suite may take.
 DEADLINE = 530.0
 
+#: Forms of the microbenchmarks that need no compilation beyond that of the kernels.
+EAGER = ("triton", "torch", "padded", "index_add", "segment_reduce", "pyg", "gathered", "indexing", "by_pair")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -53,6 +56,7 @@ def gpu_parts(out: Path, tests: Path) -> list[Part]:
         _module(f"curves-{kernels}", "jmp_ds.bench.suite.curves", 170.0, "checks", "cuda", kernels, str(out))
         for kernels in ("torch", "triton")
     ]
+    one_batch = ("--batches", "oc20x8")
     # conftest files above that folder want packages that need not be here; offline compilation needs no GPU
     where = (str(tests), "--confcutdir", str(tests), "--ignore", str(tests / "test_offline.py"))
     pytest = ("-q", "-p", "no:cacheprovider", *where)
@@ -60,9 +64,10 @@ def gpu_parts(out: Path, tests: Path) -> list[Part]:
         *checks,
         *curves,
         _module("curves", "jmp_ds.bench.suite.spread", 20.0, "spread", str(out)),
-        _module("steps", "jmp_ds.bench.suite.steps", 170.0, "steps", "cuda", str(out)),
-        _bench("kernels-bf16", out, 80.0, "--dtypes", "bf16"),
-        _bench("kernels-tf32", out, 40.0, "--dtypes", "float32", "--tf32", "--batches", "oc20x8"),
+        _module("steps", "jmp_ds.bench.suite.steps", 170.0, "steps", "cuda", str(out), "--seconds", "150"),
+        _bench("kernels-bf16", out, 70.0, "--dtypes", "bf16", "--tf32", "--forms", *EAGER),
+        _bench("kernels-tf32", out, 40.0, "--dtypes", "float32", "--tf32", *one_batch, "--forms", *EAGER),
+        _bench("kernels-compiled", out, 40.0, "--dtypes", "bf16", "--tf32", *one_batch, "--forms", "torch", "compiled"),
         _module("pytest", "pytest", 120.0, "pytest", *pytest, needs="pytest"),
     ]
 
@@ -71,7 +76,7 @@ def trial_parts(out: Path) -> list[Part]:
     """The same parts, small enough for a CPU; kernels run in triton's interpreter, where there is one."""
     some = ("--operators", "segment_sum", "segment_outer", "pair")
     interpreted = {"TRITON_INTERPRET": "1"}
-    small = ("--batches", "ani64", "--operators", "segment_sum", "segment_outer", "--budget", "0.01")
+    small = ("--batches", "ani64", "--operators", "segment_sum", "segment_outer")
     return [
         _module(
             "verify-float32", "jmp_kernels.bench.verify", 120.0, "verify", "--quick", "--dtypes", "float32", *some,
@@ -101,5 +106,6 @@ def _json(out: Path, dtype: str) -> tuple[str, str]:
 
 
 def _bench(name: str, out: Path, limit: float, *arguments: str) -> Part:
-    quick = ("--budget", "0.03") if "--budget" not in arguments else ()
-    return _module(name, "jmp_kernels.bench", limit, name, "--out", str(out / name), *arguments, *quick)
+    """Microbenchmarks that stop by themselves at two thirds of their limit."""
+    quick = ("--seconds", f"{limit * 2 / 3:.0f}", "--budget", "0.02")
+    return _module(name, "jmp_kernels.bench", limit, name, "--out", str(out / name), *quick, *arguments)

@@ -10,6 +10,7 @@ import csv
 import gc
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,12 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("device")
     parser.add_argument("out", type=Path)
     parser.add_argument("--trial", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no step after so many")
     given = parser.parse_args(arguments)
     torch.set_float32_matmul_precision("high")  # float32 with TF32, as it is trained on a GPU
     wanted = list(trial(given.device) if given.trial else requests(given.device))
     lines, rows, failed = given.out / "steps.jsonl", [], False
     lines.write_text("", encoding="utf-8")
+    begin = time.monotonic()
     for request in wanted:
+        if time.monotonic() - begin > given.seconds:
+            sys.stdout.write(f"{_named(request)}: left out, the {given.seconds:.0f} s are over\n")
+            continue
         try:
             found = attempt(request)
         except Exception as error:  # one step that fails must not hide the others
@@ -98,9 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(row(found))
         _write(given.out / "steps.csv", rows)
         ratio = found.get("step_over_floor", found.get("error"))
-        sys.stdout.write(f"{request.model} {request.batch} {request.precision} {request.forces}: step/floor {ratio}\n")
+        sys.stdout.write(f"{_named(request)}: step/floor {ratio}\n")
         sys.stdout.flush()
     return int(failed)
+
+
+def _named(request: StepRequest) -> str:
+    return f"{request.model} {request.batch} {request.precision} {request.forces}"
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

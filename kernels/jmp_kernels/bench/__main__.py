@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--room", type=float, metavar="GIB", help="memory for one form's tables [a fifth of what is free]"
     )
+    parser.add_argument("--seconds", type=float, metavar="S", help="begin no operator after so many [no limit]")
     parser.add_argument(
         "--out", type=Path, default=Path("kernels-bench"), metavar="DIR", help="for kernels.csv and plots"
     )
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             triton=device.type == "cuda" and find_spec("triton") is not None,
             budget=given.budget,
             room=None if given.room is None else int(given.room * 2**30),
+            seconds=given.seconds,
         )
         if given.tune:
             from jmp_kernels.bench.tune import tune

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -40,6 +42,7 @@ class Request:
         triton: whether the kernels are among the forms.
         budget: seconds for one time, roughly.
         room: bytes that the tables of one form may take; None: a fifth of what is free.
+        seconds: after which no operator is begun any more; None: no limit.
     """
 
     operators: Sequence[str] = tuple(OPERATORS)
@@ -52,6 +55,7 @@ class Request:
     triton: bool = False
     budget: float = 0.2
     room: int | None = None
+    seconds: float | None = None
 
     def wants(self, form: Form) -> bool:
         """Whether a form is asked for."""
@@ -115,18 +119,20 @@ def measure(request: Request, tell: Tell, failures: Failures) -> Iterator[Row]:
     """All rows, operator by operator; what is wrong, too large or not installed is told and left out."""
     if not has_pyg():
         tell("pyg: torch-geometric is not installed, its scatter is not timed")
-    machine = _machine(request.device)
+    machine, begin = _machine(request.device), time.monotonic()
     for dtype in request.dtypes:
         roof = roofline(DTYPES[dtype], request.device)
         tell(f"{dtype}: copies {roof.bandwidth / 1e9:.0f} GB/s, products {roof.products / 1e9:.0f} GFLOP/s")
         for batch in request.batches:
             lists = lists_of(batch, read_degrees(batch), request.device)
-            for sizes in request.sizes:
-                for operator in request.operators:
-                    values = Values(DTYPES[dtype], request.device)
-                    case = OPERATORS[operator](lists, SIZES[sizes], values, request.triton)
-                    where = Where(operator, batch, sizes, format_of(next(iter(case.operands.values()))))
-                    yield from _rows(case, where, request, roof, machine, (tell, failures))
+            for sizes, operator in product(request.sizes, request.operators):
+                if request.seconds is not None and time.monotonic() - begin > request.seconds:
+                    tell(f"{operator} on {batch}, {sizes}, {dtype}: left out, the {request.seconds:.0f} s are over")
+                    continue
+                values = Values(DTYPES[dtype], request.device)
+                case = OPERATORS[operator](lists, SIZES[sizes], values, request.triton)
+                where = Where(operator, batch, sizes, format_of(_first(case)))
+                yield from _rows(case, where, request, roof, machine, (tell, failures))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ def triplet(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Case:
         "R": values.tables(s.num_rows, k, orders, seed=2) / orders,
         "Y": harmonics(values.tables(s.num_rows, orders**2, seed=3)),
     }
+    factors = addition(orders, operands["Y"])
     forms = [
-        Form("torch", lambda x, r, y: _twin(x, r, y, y, (s, s), None), _twin_room(s, sizes)),
+        Form("torch", lambda x, r, y: _twin(x, r, y, y, (s, s), None, factors), _twin_room(s, sizes)),
         *_written_out(lists, sizes, operands["Y"]),
     ]
     if triton:
@@ -44,9 +45,9 @@ def triplet_a2e(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Cas
         "Y_in": harmonics(values.tables(into.num_rows, orders**2, seed=3)),
         "Y_out": harmonics(values.tables(out_of.num_rows, orders**2, seed=4)),
     }
-    twin = lists.twin
+    twin, factors = lists.twin, addition(orders, operands["Y_out"])
     forms = [
-        Form("torch", lambda x, r, i, o: _twin(x, r, i, o, (into, out_of), twin), _twin_room(out_of, sizes)),
+        Form("torch", lambda x, r, i, o: _twin(x, r, i, o, (into, out_of), twin, factors), _twin_room(out_of, sizes)),
     ]
     if triton:
         from jmp_kernels.triton_ops.triplet import inverse_lookup
@@ -78,11 +79,18 @@ def addition(orders: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _twin(
-    x: Tensor, radial: Tensor, y_in: Tensor, y_out: Tensor, segments: tuple[Segments, Segments], twin: LookUp | None
+    x: Tensor,
+    radial: Tensor,
+    y_in: Tensor,
+    y_out: Tensor,
+    segments: tuple[Segments, Segments],
+    twin: LookUp | None,
+    factors: tuple[Tensor, Tensor],
 ) -> Tensor:
     """The PyTorch form with its read-out table, which a network makes once for all its blocks."""
     into, out_of = segments
-    read = TorchMessages.read_out(radial, y_out, *addition(radial.shape[2], y_out), out_of)
+    by_order, at_one = (f.to(y_out.dtype) for f in factors)
+    read = TorchMessages.read_out(radial, y_out, by_order, at_one, out_of)
     return TorchMessages.triplet(x.to(y_in.dtype), y_in, into, read, out_of, twin).to(x.dtype)
 
 
