@@ -12,7 +12,18 @@ from pathlib import Path
 DEADLINE = 530.0
 
 #: Forms of the microbenchmarks that need no compilation beyond that of the kernels.
-EAGER = ("triton", "torch", "padded", "index_add", "segment_reduce", "pyg", "gathered", "indexing", "by_pair")
+EAGER = (
+    "triton",
+    "torch",
+    "torch_block",
+    "padded",
+    "index_add",
+    "segment_reduce",
+    "pyg",
+    "gathered",
+    "indexing",
+    "by_pair",
+)
 
 
 @dataclass(frozen=True)

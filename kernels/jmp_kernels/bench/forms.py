@@ -94,6 +94,7 @@ class Form:
         function: of all operands in order; with `own`, of the learned operands and then of those.
         room: bytes of the largest tensors it makes beyond operands and output; decides whether it is tried at all.
         own: makes the tables of positions where the form takes others than the operator.
+        learned: operands, of the case or its own, that depend on parameters; empty: those of the case.
         passes: what can be measured; second derivatives are missing from some of PyTorch's own operators.
     """
 
@@ -101,6 +102,7 @@ class Form:
     function: Function
     room: int = 0
     own: Callable[[], dict[str, Tensor]] | None = None
+    learned: tuple[str, ...] = ()
     passes: tuple[Pass, ...] = PASSES
 
     def taking(self, own: Callable[[], dict[str, Tensor]]) -> Form:

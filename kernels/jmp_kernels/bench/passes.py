@@ -87,15 +87,14 @@ def prepare(case: Case, form: Form, dtype: torch.dtype | None = None) -> Prepare
         form: one of its forms.
         dtype: of all leaves; None: as they are.
     """
-    operands = dict(case.operands)
-    positional = case.positional
+    operands, positional, learned = dict(case.operands), case.positional, form.learned or case.learned
     if form.own is not None:
         own = form.own()
-        operands = {name: operands[name] for name in case.learned} | own
-        positional = (*(name for name in case.positional if name in case.learned), *own)
+        operands = {name: x for name, x in operands.items() if name in learned} | own
+        positional = (*(name for name in case.positional if name in learned), *own)
     leaves = {name: x.detach().to(dtype or x.dtype).clone().requires_grad_() for name, x in operands.items()}
     with torch.no_grad():
         output = form.function(*leaves.values())
     generator = torch.Generator().manual_seed(11)
     towards = torch.randn(output.shape, generator=generator).bfloat16().to(output).requires_grad_()
-    return Prepared(form, leaves, case.learned, positional, towards)
+    return Prepared(form, leaves, learned, positional, towards)

@@ -10,7 +10,7 @@ from jmp_kernels.bench.enumerated import count_quadruplets, quadruplets
 from jmp_kernels.bench.forms import Case, Form, Pass, Sizes, Values, reducing
 from jmp_kernels.bench.lists import Lists
 from jmp_kernels.messages import TorchMessages
-from jmp_kernels.middles import MiddleRows
+from jmp_kernels.middles import MiddleRows, MiddleTables
 
 
 def quadruplet_moments(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Case:
@@ -103,7 +103,9 @@ def quadruplet(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Case
         return TorchMessages().quadruplet(x, w, tables, m).to(x.dtype)
 
     oracle = Form("by_pair", by_pair, 4 * m.by_reader.count * m.by_reader.width * sizes.azimuths * c)
-    forms = [oracle, *([Form("torch", twin)] if m.by_reader.num_rows else []), *_padded(lists, sizes, operands)]
+    forms = [oracle]
+    if m.by_reader.num_rows:
+        forms += [Form("torch", twin), _one_block(m, operands, sizes), *_padded(lists, sizes, operands)]
     if triton:
         from jmp_kernels.triton_ops.quadruplet_moments import quadruplet_moments as write_kernel
         from jmp_kernels.triton_ops.quadruplet_read import quadruplet_read as read_kernel
@@ -188,6 +190,28 @@ def _share_of(m: MiddleRows, write: Tensor, read: Tensor, sizes: Sizes) -> Tenso
         return read.new_zeros(read.shape[0], sizes.azimuths)
     both = (read * write.index_select(0, m.same.index)).view(read.shape[0], sizes.azimuths, 2)
     return both.sum(2) * m.same.found[:, None]
+
+
+def _one_block(m: MiddleRows, operands: dict[str, Tensor], sizes: Sizes) -> Form:
+    """The twin as in each of several blocks: with tables that are made once per batch."""
+    names = ("g", "write", "R", "zonal", "read", "share")
+
+    def made() -> MiddleTables:
+        g, write, radial, zonal, read, share = (operands[name] for name in names)
+        powers = read.view(read.shape[0], sizes.azimuths, 2)
+        return TorchMessages().middle_tables(g, write, radial, zonal, powers, share * m.same.found[:, None], m)
+
+    def tables() -> dict[str, Tensor]:
+        found = made()
+        # `own` is made of R: the gradient of R, other than that of the whole operator, is only one part of it here
+        return {"radial": found.radial, "write": found.write, "joint": found.joint, "own": found.own}
+
+    def block(x: Tensor, w: Tensor, g: Tensor, radial: Tensor, *own: Tensor) -> Tensor:
+        write, joint, minus = own
+        found = MiddleTables(g, write, radial, radial[:0], radial[:0], radial[:0], joint, minus)
+        return TorchMessages().quadruplet(x, w, found, m).to(x.dtype)
+
+    return Form("torch_block", block, 0, tables, learned=("x", "W", "g", "radial", "own"))
 
 
 def _padded(lists: Lists, sizes: Sizes, operands: dict[str, Tensor]) -> list[Form]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from jmp_kernels.bench.enumerated import count_triplets, triplets
 from jmp_kernels.bench.forms import Case, Form, Pass, Sizes, Values, reducing
 from jmp_kernels.bench.lists import Lists
-from jmp_kernels.messages import TorchMessages
+from jmp_kernels.messages import ReadOut, TorchMessages
 from jmp_kernels.segments import LookUp, Segments
 
 
@@ -25,6 +25,7 @@ def triplet(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Case:
     factors = addition(orders, operands["Y"])
     forms = [
         Form("torch", lambda x, r, y: _twin(x, r, y, y, (s, s), None, factors), _twin_room(s, sizes)),
+        _one_block(s, operands, factors),
         *_written_out(lists, sizes, operands["Y"]),
     ]
     if triton:
@@ -92,6 +93,22 @@ def _twin(
     by_order, at_one = (f.to(y_out.dtype) for f in factors)
     read = TorchMessages.read_out(radial, y_out, by_order, at_one, out_of)
     return TorchMessages.triplet(x.to(y_in.dtype), y_in, into, read, out_of, twin).to(x.dtype)
+
+
+def _one_block(s: Segments, operands: dict[str, Tensor], factors: tuple[Tensor, Tensor]) -> Form:
+    """The twin as in each of several blocks: with its read-out, made once per batch."""
+    radial, y = operands["R"], operands["Y"]
+
+    def tables() -> dict[str, Tensor]:
+        read = TorchMessages.read_out(radial, y, *factors, s)
+        return {"table": read.table, "own": read.own, "harmonics": y}
+
+    def block(x: Tensor, table: Tensor, own: Tensor, harmonics: Tensor) -> Tensor:
+        read = ReadOut(radial, harmonics, table, own)
+        return TorchMessages.triplet(x.to(harmonics.dtype), harmonics, s, read, s, None).to(x.dtype)
+
+    room = 4 * s.count * s.width * radial.shape[1] * y.shape[1]
+    return Form("torch_block", block, room, tables, learned=("x", "table", "own"))
 
 
 def _twin_room(readers: Segments, sizes: Sizes) -> int:
