@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jmp_kernels import Gather, LookUp, MiddleTables, Operators, ReadOut, Segments
-from jmp_kernels.middles import middle_messages, middle_read
+from jmp_kernels.middles import middle_messages, middle_read, with_joint
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import Graph
@@ -244,10 +244,11 @@ class QuadrupletInteraction(Interaction):
         """The same for the fit of scale factors, whose variances are over all edges: messages [E_r, quad_out]."""
         quads = graph.quadruplets
         rows = replace(graph.middle_rows, feature=Gather(quads.in_edge, m.shape[0]))
+        middles = with_joint(tables.quadruplet, rows)
         x = self._down(m, tables.rad_quad).to(gate.dtype)
-        y = middle_messages(x, gate, tables.quadruplet, rows)
+        y = middle_messages(x, gate, middles, rows)
         y = self.scale_cbf.observe(x.index_select(0, quads.in_edge), y)
-        o = middle_read(y, tables.quadruplet, rows)
+        o = middle_read(y, middles, rows)
         out = self.dense.linear(o.flatten(1).to(m.dtype), self._scaled_bilinear)
         of_all = out.new_zeros(m.shape[0], out.shape[1]).index_copy(0, quads.reading, out)
         return self.scale_sbf_sum.observe(y, of_all, lambda: self._counts(graph)).index_select(0, quads.reading)

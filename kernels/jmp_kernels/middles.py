@@ -140,6 +140,14 @@ def joint_tables(
     )
 
 
+def with_joint(tables: MiddleTables, rows: MiddleRows) -> MiddleTables:
+    """Tables of this form, made from those of out-pairs where another backend filled those."""
+    if tables.joint.dim() == 3:
+        return tables
+    t = tables
+    return joint_tables(t.circular, t.write, t.radial, t.zonal, t.read, t.same, rows)
+
+
 def middle_messages(x: Tensor, gate: Tensor, tables: MiddleTables, rows: MiddleRows) -> Tensor:
     """y of every in-triplet, the feature of d→b times its angular gate: [E_f, C] and [C, cbf] to [R_in, C]."""
     return x.to(gate.dtype).index_select(0, rows.feature.index) * (tables.circular @ gate.t())

@@ -66,11 +66,6 @@ def test_the_predictor_uses_what_it_is_told_to(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    raises=RuntimeError,
-    strict=True,
-    reason="the fit of scale factors reads the joint tables of quadruplets, which the Triton backend leaves empty",
-)
 @pytest.mark.usefixtures("refused")
 def test_a_run_from_fit_to_report(tmp_path: Path, device: torch.device, capfd: pytest.CaptureFixture[str]) -> None:
     """Scale factors, one step, validation and report, and no triplet in PyTorch; the bundle does not say so."""
