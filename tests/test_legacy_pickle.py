@@ -75,6 +75,10 @@ class Config:
 class Kind(Enum):
     ONE = 1
 
+    def __reduce_ex__(self, protocol):
+        """As Python 3.11 pickles members by itself; other versions, and some libraries, do it by name."""
+        return Kind, (self.value,)
+
 
 class Outer:
     class Inner:
