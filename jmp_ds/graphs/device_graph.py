@@ -189,7 +189,7 @@ def _lists(made: Found, sizes: Sizes, plan: Plan, here: OnDevice, cell: NDArray[
     return Graph(
         **edges._asdict(),
         reverse=at.number.main[rows.reverse[place.main]],
-        twin=found(at.number.a2ee2a[place.main], at.masks.a2ee2a[place.main]),
+        twin=found(at.number.a2ee2a[place.main], at.masks.a2ee2a[place.main], edges.a2ee2a.num_edges),
         pairs=pair_sums(edges.a2a, sizes.pairs, num_atoms),
         quadruplets=quadruplets(at, sizes, edges.main, edges.qint, place.main, place.qint),
         envelope_end_of_atom=sent(ends, device)[here.structure],

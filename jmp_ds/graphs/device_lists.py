@@ -173,9 +173,9 @@ class Shifts:
         return torch.where(self.published[structure][:, None], single, shifted(offset, self.cell, structure))
 
 
-def found(index: Tensor, mask: Tensor) -> LookUp:
-    """A look-up with 0 where there is nothing."""
-    return LookUp(index=torch.where(mask, index, 0), found=mask)
+def found(index: Tensor, mask: Tensor, count: int) -> LookUp:
+    """A look-up among `count` rows, with 0 where there is nothing."""
+    return LookUp(index=torch.where(mask, index, 0), found=mask, count=count)
 
 
 def pair_sums(a2a: EdgeSet, size: Size, num_atoms: int) -> PairSums:

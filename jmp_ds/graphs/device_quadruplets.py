@@ -36,7 +36,8 @@ def quadruplets(at: Counted, sizes: Sizes, main: EdgeSet, qint: EdgeSet, edges: 
         main, main.source[edge], qint.source[out_middle], main.offset[edge] - qint.offset[out_middle], sizes.span
     )
     within = c_to_b.index - first_in[out_middle] - (c_to_b.index > no_edge[out_middle]).long()
-    same = found(by_middle.first[out_middle] + within, c_to_b.found & (c_to_b.index != no_edge[out_middle]))
+    exists = c_to_b.found & (c_to_b.index != no_edge[out_middle])
+    same = found(by_middle.first[out_middle] + within, exists, by_middle.num_rows)
     feeds, reads = of_edge[edges] > 0, out_pairs[edges] > 0
     feeding, reading = positions(feeds, sizes.feeding), positions(reads, sizes.reading)
     out_row = (torch.cumsum(reads, 0) - 1)[edge]
@@ -85,4 +86,4 @@ def _find(main: EdgeSet, source: Tensor, target: Tensor, offset: Tensor, span: i
     within = (offset.abs() <= span).all(1)
     wanted = key(source, target, torch.where(within[:, None], offset, 0))
     at = torch.searchsorted(have, wanted).clamp(max=max(main.num_edges - 1, 0))
-    return LookUp(index=order[at], found=within & (have[at] == wanted))
+    return LookUp(index=order[at], found=within & (have[at] == wanted), count=main.num_edges)

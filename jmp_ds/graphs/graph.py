@@ -182,7 +182,7 @@ def collate_graph(
     return Graph(
         **edge_sets,
         reverse=torch.from_numpy(reverse),
-        twin=_look_up(tables["a2ee2a"].find(main.source, main.target, main.offset)),
+        twin=_look_up(tables["a2ee2a"].find(main.source, main.target, main.offset), tables["a2ee2a"].num_edges),
         pairs=_pair_sums(tables["a2a"], num_atoms),
         quadruplets=_quadruplets(main, tables["qint"]),
         envelope_end_of_atom=torch.from_numpy(np.repeat([float(s.envelope_end) for s in settings], natoms)),
@@ -229,8 +229,9 @@ def _edge_set(rows: IntArray, shift: NDArray[np.float64], num_atoms: int) -> Edg
     )
 
 
-def _look_up(index: IntArray) -> LookUp:
-    return LookUp(index=torch.from_numpy(np.maximum(index, 0)), found=torch.from_numpy(index >= 0))
+def _look_up(index: IntArray, count: int) -> LookUp:
+    """A look-up among `count` rows, from the row or -1."""
+    return LookUp(index=torch.from_numpy(np.maximum(index, 0)), found=torch.from_numpy(index >= 0), count=count)
 
 
 def _pair_sums(a2a: EdgeTable, num_atoms: int) -> PairSums:
@@ -268,7 +269,7 @@ def _quadruplets(main: EdgeTable, qint: EdgeTable) -> Quadruplets:
         by_middle=segments_of(torch.from_numpy(middle), qint.num_edges),
         out_middle=torch.from_numpy(out_middle),
         by_edge=segments_of(torch.from_numpy(edge), main.num_edges),
-        same=_look_up(same.astype(np.int64)),
+        same=_look_up(same.astype(np.int64), len(in_edge)),
         feeding=torch.from_numpy(feeding),
         in_row=torch.from_numpy(in_row.reshape(-1)),
         reading=torch.from_numpy(reading),

@@ -60,7 +60,6 @@ class TorchMessages:
 
     segment_outer = staticmethod(trilinear.segment_outer)
     expand_feature = staticmethod(trilinear.expand_feature)
-    expand_basis = staticmethod(trilinear.expand_basis)
 
     @staticmethod
     def read_out(radial: Tensor, harmonics: Tensor, addition: Tensor, at_one: Tensor, segments: Segments) -> ReadOut:

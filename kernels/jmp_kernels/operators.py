@@ -33,7 +33,6 @@ class Messages(Protocol):
     def sum_into(self, x: Tensor, taken: Gather) -> Tensor: ...  # noqa: D102
     def segment_outer(self, u: Tensor, x: Tensor, segments: Segments) -> Tensor: ...  # noqa: D102
     def expand_feature(self, u: Tensor, outer: Tensor, segments: Segments) -> Tensor: ...  # noqa: D102
-    def expand_basis(self, x: Tensor, outer: Tensor, segments: Segments) -> Tensor: ...  # noqa: D102
     def read_out(  # noqa: D102
         self, radial: Tensor, harmonics: Tensor, addition: Tensor, at_one: Tensor, segments: Segments
     ) -> ReadOut: ...

@@ -32,6 +32,11 @@ class Segments:
         """R."""
         return self.index.shape[0]
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """int64 [R]: 0 … R - 1, every row's own number; made when first asked for."""
+        return torch.arange(self.num_rows, device=self.index.device)
+
 
 @dataclass(frozen=True)
 class Transposed:
@@ -66,24 +71,45 @@ class Gather:
 
 @dataclass(frozen=True)
 class LookUp:
-    """For each of R rows the matching row of another list, or none.
+    """For each of R rows the matching row of another list (of `count` rows), or none.
 
     Attributes:
         index: int64 [R]; 0 where there is none.
         found: bool [R].
+        count: rows there.
     """
 
     index: Tensor
     found: Tensor
+    count: int
 
     @cached_property
     def signed(self) -> Tensor:
         """int64 [R]: the row, -1 where there is none."""
         return torch.where(self.found, self.index, -1)
 
-    def transposed(self, count: int) -> Transposed:
-        """Which rows take each of the `count` rows there; rows without a match stand at the end, past every `first`."""
-        return _transposed(torch.where(self.found, self.index, count), count)
+    @cached_property
+    def transposed(self) -> Transposed:
+        """The other way round; rows without a match stand at the end, past every `first`.
+
+        Made when first asked for, without a host synchronisation.
+        """
+        return _transposed(self._or_beyond, self.count)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """int64 [count]: the row whose match each row there is, -1 for none; for matches that no two rows share.
+
+        Made when first asked for, without a host synchronisation.
+        """
+        inverse = self.index.new_full((self.count + 1,), -1)
+        rows = torch.arange(self.index.shape[0], device=self.index.device)
+        return inverse.scatter(0, self._or_beyond, rows)[: self.count]
+
+    @property
+    def _or_beyond(self) -> Tensor:
+        """int64 [R]: the row, `count` where there is none."""
+        return torch.where(self.found, self.index, self.count)
 
 
 def _transposed(index: Tensor, count: int) -> Transposed:

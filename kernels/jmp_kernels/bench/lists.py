@@ -140,7 +140,7 @@ def lists_of(name: str, degrees: Degrees, device: torch.device) -> Lists:
     main, atom_edge, pairs = (_segments(d) for d in (degrees.main, degrees.atom_edge, degrees.pairs))
     rank = torch.arange(main.num_rows) - main.first[main.index]
     exists = rank < degrees.atom_edge[main.index]
-    twin = LookUp(torch.where(exists, atom_edge.first[main.index] + rank, 0), exists)
+    twin = LookUp(torch.where(exists, atom_edge.first[main.index] + rank, 0), exists, atom_edge.num_rows)
     made = Lists(
         name=name,
         main=main,
@@ -183,7 +183,7 @@ def _middles(degrees: Degrees) -> MiddleRows:
         by_middle=by_middle,
         middle=Gather(middle, by_middle.count),
         by_reader=by_reader,
-        same=LookUp(same, found),
+        same=LookUp(same, found, by_middle.num_rows),
         reader_target=_segments(degrees.readers).index,
         middle_target=_segments(degrees.middles).index,
     )

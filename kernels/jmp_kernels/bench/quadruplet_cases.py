@@ -155,7 +155,7 @@ def edge_lists(m: MiddleRows) -> tuple[Tensor, Tensor, Tensor]:
 
 def read_lists(m: MiddleRows) -> tuple[Tensor, ...]:
     """All lists of `jmp::quadruplet_read`."""
-    middle, same = m.middle.transposed, m.same.transposed(m.by_middle.num_rows)
+    middle, same = m.middle.transposed, m.same.transposed
     of_middle = (middle.first, m.middle.index, middle.order)
     return m.by_reader.first, *of_middle, same.first, m.same.signed, same.order, *edge_lists(m)
 

@@ -31,8 +31,7 @@ def triplet(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Case:
     if triton:
         from jmp_kernels.triton_ops.triplet import triplet as kernel
 
-        own = torch.arange(s.num_rows, device=s.index.device)
-        forms.append(Form("triton", lambda x, r, y: kernel(x, y, s.first, r, y, s.first, own, own)))
+        forms.append(Form("triton", lambda x, r, y: kernel(x, y, s.first, r, y, s.first, s.rows, s.rows)))
     flops = _flops(s.num_rows, s.num_rows, sizes)
     return Case("triplet", operands, ("x", "R"), ("R", "Y"), tuple(forms), flops, (s.first,))
 
@@ -51,10 +50,9 @@ def triplet_a2e(lists: Lists, sizes: Sizes, values: Values, triton: bool) -> Cas
         Form("torch", lambda x, r, i, o: _twin(x, r, i, o, (into, out_of), twin, factors), _twin_room(out_of, sizes)),
     ]
     if triton:
-        from jmp_kernels.triton_ops.triplet import inverse_lookup
         from jmp_kernels.triton_ops.triplet import triplet as kernel
 
-        here = twin.signed, inverse_lookup(twin.signed, into.num_rows)
+        here = twin.signed, twin.inverse
         forms.append(Form("triton", lambda x, r, i, o: kernel(x, i, into.first, r, o, out_of.first, *here)))
     flops = _flops(into.num_rows, out_of.num_rows, sizes)
     positional = ("R", "Y_in", "Y_out")

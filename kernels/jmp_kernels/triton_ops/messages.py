@@ -5,7 +5,6 @@ Features keep their precision; geometry, moments and sums are float32 at least. 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jmp_kernels.messages import ReadOut
@@ -15,7 +14,7 @@ from jmp_kernels.triton_ops import family, launch, rows
 from jmp_kernels.triton_ops.pair import pair
 from jmp_kernels.triton_ops.quadruplet_moments import quadruplet_moments
 from jmp_kernels.triton_ops.quadruplet_read import quadruplet_read
-from jmp_kernels.triton_ops.triplet import inverse_lookup, triplet
+from jmp_kernels.triton_ops.triplet import triplet
 
 
 class TritonMessages:
@@ -56,11 +55,6 @@ class TritonMessages:
         return family.expand_feature(u, outer.contiguous(), segments.first)
 
     @staticmethod
-    def expand_basis(x: Tensor, outer: Tensor, segments: Segments) -> Tensor:
-        """u[r,p] = Σ_i x[r,i] O[seg(r),p,i]: [R, C] and [S, P, C] to [R, P]."""
-        return family.expand_basis(x, outer.contiguous(), segments.first)
-
-    @staticmethod
     def read_out(radial: Tensor, harmonics: Tensor, addition: Tensor, at_one: Tensor, segments: Segments) -> ReadOut:
         """What the triplet operator reads: it builds U and the twin's weight on the fly."""
         return ReadOut(radial, harmonics, table=radial.new_empty(0), own=radial.new_empty(0))
@@ -71,11 +65,9 @@ class TritonMessages:
     ) -> Tensor:
         """Messages read by every edge, [E, K, C] (linear message passing, section 1)."""
         if twin is None:
-            index = torch.arange(x.shape[0], device=x.device)
-            inverse = index
+            index = inverse = into.rows
         else:
-            index = twin.signed
-            inverse = inverse_lookup(index, x.shape[0])
+            index, inverse = twin.signed, twin.inverse
         return triplet(x, harmonics, into.first, read.radial, read.harmonics, out_of.first, index, inverse)
 
     @staticmethod
@@ -95,8 +87,7 @@ class TritonMessages:
     @staticmethod
     def quadruplet(x: Tensor, gate: Tensor, tables: MiddleTables, taken: MiddleRows) -> Tensor:
         """Features [E_f, C] of the edges that feed to [E_r, sbf, C] of those that read (section 2)."""
-        feature, middle, same = taken.feature.transposed, taken.middle.transposed, taken.same
-        from_same = same.transposed(taken.feature.index.shape[0])
+        feature, middle, from_same = taken.feature.transposed, taken.middle.transposed, taken.same.transposed
         moments = quadruplet_moments(
             x, tables.circular, gate, tables.write,
             taken.by_middle.first, feature.first, taken.feature.index, feature.order,
@@ -104,5 +95,5 @@ class TritonMessages:
         return quadruplet_read(
             moments, tables.zonal, tables.read.flatten(1), tables.same, tables.radial, x, tables.circular, gate,
             taken.by_reader.first, middle.first, taken.middle.index, middle.order,
-            from_same.first, same.signed, from_same.order, feature.first, taken.feature.index, feature.order,
+            from_same.first, taken.same.signed, from_same.order, feature.first, taken.feature.index, feature.order,
         )  # fmt: skip

@@ -69,21 +69,6 @@ def triplet_kernel(
         tl.store(out + place, o.to(out.dtype.element_ty), mask=used[:, None] & (c < C)[None, :])
 
 
-def inverse_lookup(index: Tensor, count: int) -> Tensor:
-    """For each of `count` rows the position at which `index` names it, -1 where it does not; no host synchronisation.
-
-    Args:
-        index: int64 [E], rows, -1 for none; every row at most once.
-        count: number of rows.
-
-    Returns:
-        int64 [count].
-    """
-    inverse = index.new_full((count + 1,), -1)
-    positions = torch.arange(index.shape[0], device=index.device)
-    return inverse.scatter(0, torch.where(index < 0, count, index), positions)[:count]
-
-
 def _triplet(
     x: Tensor,
     y_in: Tensor,
@@ -154,7 +139,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 #:   radial R [E, K, L] radial weights of the output edges, sorted by target atom;  y_out [E, L²] their harmonics;
 #:   first_out int64 [N + 1] their row pointer;
 #:   twin int64 [E] the input row that is the same edge as e and is left out, -1 for none;
-#:   inverse_twin int64 [R] the edge whose twin r is, -1 for none (`inverse_lookup`); only the derivative reads it.
+#:   inverse_twin int64 [R] the edge whose twin r is, -1 for none (`LookUp.inverse`); only the derivative reads it.
 #: Harmonics and radial weights are float32 or float64. Sums are kept in float32, float64 where an input is.
 #: ValueError for sizes that do not fit each other and for tensors that are not where kernels run.
 triplet = register("triplet", _triplet, _fake, _setup_context, _backward)

@@ -17,11 +17,12 @@ from checks import (
     segments_with,
     traced,
 )
+from jmp_kernels import LookUp
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from jmp_kernels.triton_ops.triplet import inverse_lookup, triplet
+from jmp_kernels.triton_ops.triplet import triplet
 from jmp_kernels.triton_ops.triplet_backward import composed_gradients, triplet_backward
 
 NAMES = ("x", "y_in", "radial", "y_out")
@@ -95,7 +96,7 @@ def case(name: str, device: torch.device) -> Case:
             exists = 1 <= j <= sizes_in[a] and j % 3 != 2
             twins.append(int(first_in[a]) + j - 1 if exists else -1)
     twin = torch.tensor(twins, dtype=torch.int64)
-    return Case(first_in, first_out, twin, inverse_lookup(twin, rows), device)
+    return Case(first_in, first_out, twin, LookUp(twin.clamp_min(0), twin >= 0, rows).inverse, device)
 
 
 def inputs(given: Case, k: int, orders: int, c: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -199,12 +200,6 @@ def test_traced(device: torch.device) -> None:
 def test_repeats(device: torch.device) -> None:
     given = case("tile borders", device)
     repeats(given.operator, inputs(given, 8, 4, 16, torch.float32))
-
-
-def test_inverse_lookup() -> None:
-    assert inverse_lookup(torch.tensor([2, -1, 0, -1]), 4).tolist() == [2, -1, 0, -1]
-    assert inverse_lookup(torch.tensor([-1, -1]), 0).tolist() == []
-    assert inverse_lookup(torch.tensor([], dtype=torch.int64), 2).tolist() == [-1, -1]
 
 
 def test_sizes_must_fit(device: torch.device) -> None:
