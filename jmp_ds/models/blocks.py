@@ -6,6 +6,7 @@ Atoms' features are float32 at least; edges' features have the precision of the 
 from __future__ import annotations
 
 from jmp_kernels import Operators
+from jmp_kernels.activation import INV_SQRT_2
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import Graph
@@ -18,7 +19,7 @@ from jmp_ds.models.interactions import (
     QuadrupletInteraction,
     TripletInteraction,
 )
-from jmp_ds.models.layers import INV_SQRT_2, INV_SQRT_3, Dense, DenseThenResiduals, EdgeEmbedding, Residuals
+from jmp_ds.models.layers import INV_SQRT_3, Dense, DenseThenResiduals, EdgeEmbedding, Residuals
 from jmp_ds.models.scaling import ScaleFactor
 
 

@@ -8,17 +8,16 @@ projects them up and merges them in one step.
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
-from jmp_kernels import Gather, LookUp, MiddleTables, Operators, ReadOut, Segments
+from jmp_kernels import DenseOnce, DenseTwice, Gather, LookUp, MiddleTables, Operators, ReadOut, Segments
 from jmp_kernels.middles import middle_messages, middle_read, with_joint
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.models.bases import BasisTables
 from jmp_ds.models.config import BackboneConfig
-from jmp_ds.models.layers import Dense
+from jmp_ds.models.layers import Dense, rows_of
 from jmp_ds.models.scaling import ScaleFactor
 
 #: Messages to edges before their up-projection: [R, narrow], the weight [edge, narrow], and the rows they belong to
@@ -40,7 +39,7 @@ class Bilinear(nn.Module):
 
 
 def gated_down(
-    ops: Any, x: Tensor, dense: Dense, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor, down: Dense
+    ops: DenseOnce | DenseTwice, x: Tensor, dense: Dense, rad: Tensor, mlp_rbf: Dense, scale: ScaleFactor, down: Dense
 ) -> Tensor:
     """Dense layer, radial gate and down-projection: [R, size] and [R, rbf] to [R, down]."""
     if scale.observer is None:
@@ -73,6 +72,10 @@ class TripletLayers(Interaction):
         self.scale_cbf_sum = ScaleFactor()
         self.down_projection = Dense(size, c.emb_size_trip_in)
         self.up_projection_ca = Dense(c.emb_size_trip_out, out)
+
+    def down(self, m: Tensor, rad: Tensor) -> Tensor:
+        """Features of edges and their radial basis to messages: [E, size] and [E, rbf] to [E, trip_in]."""
+        return gated_down(self.dense, m, self.dense_ba, rad, self.mlp_rbf, self.scale_rbf, self.down_projection)
 
     def read(
         self,
@@ -115,7 +118,7 @@ class TripletInteraction(TripletLayers):
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor) -> list[Part]:
         """Edges [E, edge] to messages to edges."""
-        x = gated_down(self.dense, m, self.dense_ba, tables.rad_e2e, self.mlp_rbf, self.scale_rbf, self.down_projection)
+        x = self.down(m, tables.rad_e2e)
         y = self.read(graph, (x, tables.harmonics, graph.main.by_target), tables.e2e, None, m.dtype)
         y = self.scale_cbf_sum.observe(x, y, lambda: _incoming(graph, graph.main.target) - 1)
         return both_ways(y, graph.reverse, self.up_projection_ca, self.up_projection_ac)
@@ -154,7 +157,7 @@ class EdgeAtomInteraction(TripletLayers):
 
     def forward(self, graph: Graph, tables: BasisTables, m: Tensor, dtype: torch.dtype) -> Tensor:
         """Edges [E, edge] to atoms [N, atom], in the precision of the atoms' features."""
-        x = gated_down(self.dense, m, self.dense_ba, tables.rad_e2a, self.mlp_rbf, self.scale_rbf, self.down_projection)
+        x = self.down(m, tables.rad_e2a)
         moments = self.messages.segment_outer(tables.e2a_moments, x.to(dtype), graph.main.by_target)
         o = torch.bmm(tables.e2a_readout, moments)
         y = self.dense.linear(o.flatten(1).to(dtype), self.scaled_bilinear)
@@ -265,11 +268,6 @@ class QuadrupletInteraction(Interaction):
 def both_ways(y: Tensor, reverse: Tensor, up_ca: Dense, up_ac: Dense) -> list[Part]:
     """Messages of c→a and, swapped while still narrow, of a→c."""
     return [(y, up_ca.weight, None), (y.index_select(0, reverse), up_ac.weight, None)]
-
-
-def rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """The named (distinct, ascending) rows; x itself where these are all."""
-    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
 def _incoming(graph: Graph, atoms: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import EdgeSet
 
-INV_SQRT_2 = 1 / math.sqrt(2.0)
 INV_SQRT_3 = 1 / math.sqrt(3.0)
 
 
@@ -86,6 +85,11 @@ def weights_of(layers: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """(W₁, W₂) of every residual layer."""
     pairs = (cast(ResidualLayer, layer).dense_mlp for layer in layers)
     return [(cast(Dense, first).weight, cast(Dense, second).weight) for first, second in pairs]
+
+
+def rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """The named (distinct, ascending) rows; x itself where these are all."""
+    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
 class BasisEmbedding(nn.Module):

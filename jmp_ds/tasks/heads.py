@@ -1,7 +1,7 @@
 """Output heads: a five-layer MLP per label, and the sums that make energies, forces and scalars of its numbers.
 
-Specification sections 2 (head MLP), 7 and 9.2. The MLPs follow the precision of the caller (autocast); the sums are
-float32 at least, with autocast off. Every function takes zero rows, and none looks at the values of a tensor.
+Specification sections 2 (head MLP), 7 and 9.2. The MLPs run in the precision of the features given to them, the sums in
+float32 at least; both with autocast off. Every function takes zero rows, and none looks at the values of a tensor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jmp_kernels import DenseOnce, DenseTwice
 from torch import Tensor, nn
 
 from jmp_ds.graphs.batch import TaskRows
+from jmp_ds.models.layers import rows_of
 from jmp_ds.tasks.specs import Reduction
 
 #: Linear layers of a head (`num_mlps` of the published settings).
@@ -47,7 +48,7 @@ class HeadMLP(nn.Sequential):
 
 def energy(head: HeadMLP, atoms: Tensor, rows: TaskRows) -> Tensor:
     """Sum over the atoms of every structure of the task: atom features [N, width] → [B_t], float32 at least."""
-    return _sum_per_structure(_wide(head(_rows(atoms, rows.atoms))), rows)
+    return _sum_per_structure(_wide(head(rows_of(atoms, rows.atoms))), rows)
 
 
 def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows) -> Tensor:
@@ -62,8 +63,8 @@ def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows)
     Returns:
         [N_t, 3], float32 at least.
     """
-    strength = _wide(head(_rows(edges, rows.edges)))
-    direction = _wide(_rows(vectors, rows.edges))
+    strength = _wide(head(rows_of(edges, rows.edges)))
+    direction = _wide(rows_of(vectors, rows.edges))
     with torch.autocast(strength.device.type, enabled=False):
         contributions = strength.unsqueeze(-1) * direction
         forces = contributions.new_zeros(rows.atoms.shape[0], 3)
@@ -72,7 +73,7 @@ def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows)
 
 def scalar(head: HeadMLP, atoms: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
     """Sum, mean or maximum over the atoms of every structure of the task: [N, width] → [B_t], float32 at least."""
-    per_atom = _wide(head(_rows(atoms, rows.atoms)))
+    per_atom = _wide(head(rows_of(atoms, rows.atoms)))
     return reduce_per_structure(per_atom, rows, reduction)
 
 
@@ -94,11 +95,6 @@ def _sum_per_structure(values: Tensor, rows: TaskRows) -> Tensor:
     with torch.autocast(values.device.type, enabled=False):
         zeros = values.new_zeros(rows.structures.shape[0], *values.shape[1:])
         return zeros.index_add(0, rows.atom_structure, values)
-
-
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """The named (distinct, ascending) rows; x itself where these are all."""
-    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
 def _wide(x: Tensor) -> Tensor:

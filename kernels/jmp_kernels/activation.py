@@ -1,7 +1,11 @@
-"""The network's activation, SiLU(x)/0.6, and its derivatives, each in as few passes over memory as PyTorch allows."""
+"""The network's activation, SiLU(x)/0.6, and its derivatives, each in as few passes over memory as PyTorch allows.
+
+Its factor stands here, and that of a sum of two features.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +14,8 @@ from torch.nn import functional as F
 
 #: Factor of the scaled activation.
 SCALE = 1 / 0.6
+#: Factor of a sum of two features, which keeps their variance.
+INV_SQRT_2 = 1 / math.sqrt(2.0)
 
 #: dy · silu'(p), one pass.
 silu_backward = torch.ops.aten.silu_backward

@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from jmp_kernels.activation import SCALE, scaled_silu, silu_backward
+from jmp_kernels.activation import INV_SQRT_2, SCALE, scaled_silu, silu_backward
 from jmp_kernels.products import nn, nt, nt_plus, nt_times, tn
-
-INV_SQRT_2 = 0.5**0.5
 
 
 class _Linear(torch.autograd.Function):
@@ -84,10 +82,10 @@ class _Residuals(torch.autograd.Function):
         for p2 in pre[1:-1:2]:
             inputs.append(_residual(inputs[-1], p2))
         grads: list[Tensor] = []
+        factor = SCALE * SCALE * INV_SQRT_2
         for k in reversed(range(count)):
             (p1, p2), (first, second) = pre[2 * k : 2 * k + 2], weights[2 * k : 2 * k + 2]
             dp2 = silu_backward(dy, p2)  # over SCALE/√2
-            factor = SCALE * SCALE * INV_SQRT_2
             d_second = times(tn(dp2, F.silu(p1)), factor, second.dtype)
             dp1 = silu_backward(nn(dp2, times(second, factor, dy.dtype)), p1)
             grads = [tn(dp1, inputs.pop()).to(first.dtype), d_second, *grads]

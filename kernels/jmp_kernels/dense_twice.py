@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from jmp_kernels import products
-from jmp_kernels.activation import activation
-
-INV_SQRT_2 = 0.5**0.5
+from jmp_kernels.activation import INV_SQRT_2, activation
 
 
 class _NT(torch.autograd.Function):

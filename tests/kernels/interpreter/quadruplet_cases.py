@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from checks import random_tensor, segments_with, transposed
+from checks import random_tensor, relative_rms, segments_with, transposed
 from jmp_kernels import Segments
 from torch import Tensor
 
@@ -126,3 +126,15 @@ def case(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int = 0) 
     found = (of_bond > 0) & (torch.rand(by_edge.num_rows, generator=generator) < 0.67)
     same = torch.where(found, by_middle.first[out_middle] + chosen, torch.full_like(out_middle, -1))
     return Case(sizes, by_middle, by_edge, in_edge, out_middle, same, dtype, device)
+
+
+def same_when_recorded(operator: Callable[..., Tensor], values: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Gradients that are recorded, by a composition of operators, are those of the fused kernels (float64)."""
+    inputs = [t.requires_grad_() for t in values]
+    output = operator(*inputs)
+    towards = random_tensor(*output.shape, seed=50).to(output.device)
+    fused = torch.autograd.grad(output, inputs, towards, retain_graph=True)
+    composed = torch.autograd.grad(output, inputs, towards, create_graph=True)
+    for name, a, b in zip(names, fused, composed, strict=True):
+        assert b.requires_grad, name
+        assert relative_rms(a, b) < 1e-14, name

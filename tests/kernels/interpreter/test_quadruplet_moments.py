@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from checks import TOLERANCE, compare, poisoned, random_tensor, relative_rms, repeats, second_order, traced
+from checks import TOLERANCE, compare, poisoned, relative_rms, repeats, second_order, traced
 from jmp_kernels.triton_ops.quadruplet_moments import quadruplet_moments
-from quadruplet_cases import Case, Sizes, case
+from quadruplet_cases import Case, Sizes, case, same_when_recorded
 from torch import Tensor
 
 FLOATS = [torch.float64, torch.float32, torch.float16]
@@ -25,7 +27,7 @@ SHAPES = {
 }
 
 
-def operator(c: Case) -> object:
+def operator(c: Case) -> Callable[..., Tensor]:
     return lambda *inputs: quadruplet_moments(*inputs, *c.moment_lists)
 
 
@@ -56,14 +58,7 @@ def test_second_order(device: torch.device) -> None:
 def test_recorded_gradients_are_the_fused_ones(device: torch.device) -> None:
     """The composition that takes over where gradients are recorded gives what the fused kernels give."""
     c = case(SHAPES["large"], torch.float64, device)
-    inputs = [t.requires_grad_() for t in c.for_moments]
-    output = quadruplet_moments(*inputs, *c.moment_lists)
-    towards = random_tensor(*output.shape, seed=50).to(device)
-    fused = torch.autograd.grad(output, inputs, towards, retain_graph=True)
-    composed = torch.autograd.grad(output, inputs, towards, create_graph=True)
-    for name, a, b in zip(NAMES, fused, composed, strict=True):
-        assert b.requires_grad, name
-        assert relative_rms(a, b) < 1e-14, name
+    same_when_recorded(operator(c), c.for_moments, NAMES)
 
 
 def test_tables_without_gradient(device: torch.device) -> None:
