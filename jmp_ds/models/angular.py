@@ -13,51 +13,33 @@ import torch
 from torch import Tensor
 
 from jmp_ds.graphs.settings import Dihedral
+from jmp_ds.models.polynomials import legendre, powers
 
 
 def zonal_harmonics(cosine: Tensor, num_spherical: int) -> Tensor:
     """P̃_l(c) = sqrt((2l+1)/4π) P_l(c) for l < num_spherical: […] to […, L] (specification section 4, circular basis)."""
-    legendre = [torch.ones_like(cosine), cosine]
-    for l in range(2, num_spherical):
-        legendre.append(((2 * l - 1) * cosine * legendre[-1] - (l - 1) * legendre[-2]) / l)
-    scaled = [math.sqrt((2 * l + 1) / (4 * math.pi)) * p for l, p in enumerate(legendre[:num_spherical])]
-    return torch.stack(scaled, dim=-1)
-
-
-def complex_powers(real: Tensor, imaginary: Tensor, count: int) -> Tensor:
-    """(x + iy)^n for n < count: […] to […, count, 2] (real, imaginary part)."""
-    re, im = [torch.ones_like(real)], [torch.zeros_like(real)]
-    for _ in range(1, count):
-        re.append(re[-1] * real - im[-1] * imaginary)
-        im.append(im[-1] * real + re[-2] * imaginary)
-    return torch.stack([torch.stack(re, -1), torch.stack(im, -1)], dim=-1)
+    return legendre(cosine, [[math.sqrt((2 * l + 1) / (4 * math.pi)) for l in range(num_spherical)]]).squeeze(-2)
 
 
 def spherical_harmonics(unit: Tensor, num_spherical: int) -> Tensor:
     """Real orthonormal spherical harmonics of unit vectors: […, 3] to […, L²], index l² + l + m."""
     x, y, z = unit.unbind(-1)
-    powers = complex_powers(x, y, num_spherical)
-    legendre: dict[tuple[int, int], Tensor] = {}
-    diagonal = math.sqrt(1 / (4 * math.pi))
-    for m in range(num_spherical):
-        if m:
-            diagonal *= math.sqrt((2 * m + 1) / (2 * m))
-        legendre[m, m] = torch.full_like(z, diagonal)
-        for l in range(m + 1, num_spherical):
-            a = math.sqrt((4 * l * l - 1) / (l * l - m * m))
-            term = z * legendre[l - 1, m]
-            if l > m + 1:
-                b = math.sqrt(((l - 1) ** 2 - m * m) / (4 * (l - 1) ** 2 - 1))
-                term = term - b * legendre[l - 2, m]
-            legendre[l, m] = a * term
-    harmonics = []
-    for l in range(num_spherical):
-        for m in range(-l, l + 1):
-            if m == 0:
-                harmonics.append(legendre[l, 0])
-            else:
-                harmonics.append(math.sqrt(2.0) * legendre[l, abs(m)] * powers[..., abs(m), 0 if m > 0 else 1])
-    return torch.stack(harmonics, dim=-1)
+    orders = range(num_spherical)
+    by_height = legendre(z, [[_harmonic_scale(l, m) for l in orders] for m in orders])
+    every = by_height[..., :, None, :] * powers(x, y, num_spherical)[..., None]  # […, |m|, cosine or sine, l]
+    p = torch.arange(num_spherical**2, device=unit.device)
+    l = (p + 0.5).sqrt().floor().to(torch.int64)  # the half keeps squares clear of rounding
+    m = p - l * l - l
+    place = (2 * m.abs() + (m < 0)) * num_spherical + l
+    return every.flatten(-3).index_select(-1, place)
+
+
+def _harmonic_scale(l: int, m: int) -> float:
+    """Norm of dᵐP_l/dzᵐ Re or Im (x + iy)ᵐ on the sphere, inverted; 0 where m > l."""
+    if m > l:
+        return 0.0
+    norm = (2 * l + 1) / (4 * math.pi) * math.factorial(l - m) / math.factorial(l + m)
+    return math.sqrt(norm if m == 0 else 2 * norm)
 
 
 def addition_factors(num_spherical: int) -> Tensor:
@@ -118,12 +100,12 @@ def azimuth_powers(
     """
     x, y = (bond * first).sum(-1), (bond * second).sum(-1)
     if dihedral == "smooth":
-        return complex_powers(x, y, num_spherical)
+        return powers(x, y, num_spherical)
     square = x * x + y * y
     # the published clamp acts on |n1 × n2| < 1e-9; in float64 a bond 1e-7 off the axis still has its azimuth there
     regular = square >= (1e-18 if bond.dtype == torch.float64 else 1e-10)
     # the root is guarded before it is taken: gradients stay finite
     inverse = torch.where(regular, square, torch.ones_like(square)).rsqrt()
-    powers = complex_powers(x * inverse, y * inverse, num_spherical) * regular[:, None, None]
+    table = powers(x * inverse, y * inverse, num_spherical) * regular[:, None, None]
     last = (torch.ones_like(regular), ~regular) if reads else (~regular, regular)
-    return torch.cat([powers, torch.stack(last, -1)[:, None, :].to(powers.dtype)], dim=1)
+    return torch.cat([table, torch.stack(last, -1)[:, None, :].to(table.dtype)], dim=1)

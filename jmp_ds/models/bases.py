@@ -63,15 +63,11 @@ class BasisTables:
 
 
 class AtomAtomBasis(nn.Module):
-    """Radial basis of atom-atom edges; key `weight` [rbf, num_radial] as published."""
+    """The weight that projects the radial basis of atom-atom edges; key `weight` [rbf, num_radial] as published."""
 
     def __init__(self, num_radial: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(he_orthogonal_(torch.empty(size, num_radial)))
-
-    def forward(self, radial: Tensor) -> Tensor:
-        """[E, num_radial] to [E, rbf]."""
-        return radial @ self.weight.to(radial.dtype).T
 
 
 def edge_geometry(edges: EdgeSet, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -91,7 +87,7 @@ class Bases(nn.Module):
 
     def __init__(self, config: BackboneConfig, dihedral: Dihedral, operators: Operators) -> None:
         super().__init__()
-        self.messages = operators.messages
+        self.messages, self.dense = operators.messages, operators.dense
         c, radial, orders = config, config.num_radial, config.num_spherical
         self.dihedral: Dihedral = dihedral
         self.radial_basis = RadialBasis(radial)
@@ -138,17 +134,17 @@ class Bases(nn.Module):
         harmonics = spherical_harmonics(vectors, self._orders)
         harmonics_ae = spherical_harmonics(vectors_ae, self._orders)
         moments, readout = self._edge_to_atom(graph, radial_ae, harmonics, harmonics_ae)
-        rad_aa = self.mlp_rbf_aint(radial_aa)
+        project = self.dense.linear
         return BasisTables(
             vectors=vectors,
             radial=radial,
-            rad_e2e=_project(self.mlp_rbf_tint, radial),
-            rad_quad=_project(self.mlp_rbf_qint, radial),
-            rad_e2a=_project(self.mlp_rbf_eaint, radial),
-            rad_update=_project(self.mlp_rbf_h, radial),
-            rad_out=_project(self.mlp_rbf_out, radial),
-            rad_a2e=_project(self.mlp_rbf_aeint, radial_ae),
-            rad_a2a=self.messages.sum_into(rad_aa, graph.pairs.by_pair),
+            rad_e2e=project(radial, self.mlp_rbf_tint.weight),
+            rad_quad=project(radial, self.mlp_rbf_qint.weight),
+            rad_e2a=project(radial, self.mlp_rbf_eaint.weight),
+            rad_update=project(radial, self.mlp_rbf_h.weight),
+            rad_out=project(radial, self.mlp_rbf_out.weight),
+            rad_a2e=project(radial_ae, self.mlp_rbf_aeint.weight),
+            rad_a2a=self.messages.sum_into(project(radial_aa, self.mlp_rbf_aint.weight), graph.pairs.by_pair),
             harmonics=harmonics,
             harmonics_a2ee2a=harmonics_ae,
             e2e=self._read_out(self.mlp_cbf_tint, radial, harmonics, graph.main.by_target),
@@ -161,13 +157,13 @@ class Bases(nn.Module):
     def _read_out(self, embedding: BasisEmbedding, radial: Tensor, harmonics: Tensor, by_target: Segments) -> ReadOut:
         """The read-out of edges, and the twin's weight in it."""
         addition, at_one = self.addition.to(radial.dtype), self.zonal_at_one.to(radial.dtype)
-        return self.messages.read_out(embedding(radial), harmonics, addition, at_one, by_target)
+        return self.messages.read_out(embedding(radial, self.dense), harmonics, addition, at_one, by_target)
 
     def _edge_to_atom(
         self, graph: Graph, radial_ae: Tensor, harmonics: Tensor, harmonics_ae: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Moments and read-out of edge→atom: the read-out collapses onto atoms, the exclusion rides along as moments."""
-        weights = self.mlp_cbf_eaint(radial_ae)
+        weights = self.mlp_cbf_eaint(radial_ae, self.dense)
         table = (weights @ self.addition.to(weights.dtype)) * harmonics_ae[:, None]
         size, orders = table.shape[1:]
         per_atom = self.messages.segment_sum(table.flatten(1), graph.a2ee2a.by_target).view(-1, size, orders)
@@ -187,7 +183,7 @@ class Bases(nn.Module):
         zonal_in = zonal_harmonics(self._cosine(bond, axis), orders)
         frame = first.index_select(0, middle), second.index_select(0, middle)
         write = azimuth_powers(bond, *frame, orders, self.dihedral, reads=False)
-        gates = self.mlp_cbf_qint(radial_q).transpose(1, 2)
+        gates = self.mlp_cbf_qint(radial_q, self.dense).transpose(1, 2)
         circular = self.messages.expand_feature(zonal_in, gates, quads.by_middle)
         # out-pairs (c→a, b→a)
         bond = vectors.index_select(0, quads.by_edge.index)
@@ -215,11 +211,9 @@ class Bases(nn.Module):
         num_radial, _, size = weight.shape
         fourier = self.fourier.to(radial.dtype)
         folded = weight.reshape(num_radial, size, self._orders, self._orders) @ fourier
-        return (radial @ folded.flatten(1)).view(radial.shape[0], size, self._orders * fourier.shape[1])
-
-
-def _project(layer: Dense, radial: Tensor) -> Tensor:
-    return radial @ layer.weight.to(radial.dtype).T
+        return self.dense.linear(radial, folded.flatten(1).T).view(
+            radial.shape[0], size, self._orders * fourier.shape[1]
+        )
 
 
 def _same_terms(graph: Graph, read: Tensor, write: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from jmp_kernels import Operators
+from jmp_kernels import DenseOnce, DenseTwice, Operators
 from torch import Tensor, nn
 
 from jmp_ds.graphs.graph import EdgeSet
@@ -103,10 +103,10 @@ class BasisEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(he_orthogonal_(torch.empty(num_radial, orders, size)))
 
-    def forward(self, radial: Tensor) -> Tensor:
-        """[E, num_radial] to [E, I, S]."""
+    def forward(self, radial: Tensor, dense: DenseOnce | DenseTwice) -> Tensor:
+        """[E, num_radial] to [E, I, S], by the given operators."""
         num_radial, orders, size = self.weight.shape
-        return (radial @ self.weight.to(radial.dtype).reshape(num_radial, -1)).view(radial.shape[0], size, orders)
+        return dense.linear(radial, self.weight.reshape(num_radial, -1).T).view(radial.shape[0], size, orders)
 
 
 class EdgeEmbedding(nn.Module):

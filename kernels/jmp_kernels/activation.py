@@ -19,6 +19,8 @@ INV_SQRT_2 = 1 / math.sqrt(2.0)
 
 #: dy · silu'(p), one pass.
 silu_backward = torch.ops.aten.silu_backward
+#: dy · s (1 - s) where s is a sigmoid, one pass.
+sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 
 def scaled_silu(p: Tensor) -> Tensor:
@@ -42,10 +44,11 @@ class _Gradient(torch.autograd.Function):
             first = s * (1 + p * (1 - s)) * SCALE
             second = s * (1 - s) * (2 + p * (1 - 2 * s)) * SCALE
             return d * first, d * dy * second
-        s = torch.sigmoid(p)
         # silu'' = s (1 - s) (2 + p (1 - 2 s))
-        second = torch.mul(s, -2).add_(1).mul_(p).add_(2).mul_(s).mul_(s.neg_().add_(1))
-        return silu_backward(d, p).mul_(SCALE), second.mul_(d).mul_(dy).mul_(SCALE)
+        s = torch.sigmoid(p)
+        second = sigmoid_backward(d * dy, s)
+        second.mul_(torch.rsub(s, SCALE, alpha=2 * SCALE).mul_(p).add_(2 * SCALE))
+        return silu_backward(d, p).mul_(SCALE), second
 
 
 class _Activation(torch.autograd.Function):
@@ -57,7 +60,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors
-        gradient: Tensor = _Gradient.apply(dy, p)
+        gradient: Tensor = _Gradient.apply(dy, p) if torch.is_grad_enabled() else silu_backward(dy, p).mul_(SCALE)
         return gradient
 
 

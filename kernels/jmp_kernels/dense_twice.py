@@ -16,6 +16,20 @@ from torch import Tensor
 from jmp_kernels import products
 from jmp_kernels.activation import INV_SQRT_2, activation
 
+# With gradients off, as in the last backward pass of a step, a product needs no node of its own.
+
+
+def _nt(x: Tensor, w: Tensor) -> Tensor:
+    return _NT.apply(x, w) if torch.is_grad_enabled() else products.nt(x, w)
+
+
+def _nn(dy: Tensor, w: Tensor) -> Tensor:
+    return _NN.apply(dy, w) if torch.is_grad_enabled() else products.nn(dy, w)
+
+
+def _tn(dy: Tensor, x: Tensor) -> Tensor:
+    return _TN.apply(dy, x) if torch.is_grad_enabled() else products.tn(dy, x)
+
 
 class _NT(torch.autograd.Function):
     """x Wᵀ."""
@@ -28,7 +42,7 @@ class _NT(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         x, w = ctx.saved_tensors
-        return _NN.apply(dy, w), _TN.apply(dy, x)
+        return _nn(dy, w), _tn(dy, x)
 
 
 class _NN(torch.autograd.Function):
@@ -42,7 +56,7 @@ class _NN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
         dy, w = ctx.saved_tensors
-        return _NT.apply(d, w), _TN.apply(dy, d)
+        return _nt(d, w), _tn(dy, d)
 
 
 class _TN(torch.autograd.Function):
@@ -56,16 +70,16 @@ class _TN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
         dy, x = ctx.saved_tensors
-        return _NT.apply(x, d), _NN.apply(dy, d)
+        return _nt(x, d), _nn(dy, d)
 
 
 class _WeightPath(torch.autograd.Function):
-    """A zero [R, out] whose gradient dY becomes the weight's, dYᵀ X."""
+    """[R, out] without values, whose gradient dY becomes the weight's, dYᵀ X."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x.new_zeros(()).expand(x.shape[0], w.shape[0])
+        return x.new_empty(()).expand(x.shape[0], w.shape[0])  # nobody reads it
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
@@ -88,7 +102,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, Tensor]:
         (w,) = ctx.saved_tensors
-        return _NN.apply(dy, w) if ctx.needs_input_grad[0] else None, None, dy
+        return _nn(dy, w) if ctx.needs_input_grad[0] else None, None, dy
 
 
 class DenseTwice:

@@ -1,7 +1,7 @@
 """The three matrix products of a dense layer, each by the fastest library at hand.
 
-On a CPU in float32 oneDNN computes x Wᵀ and dY W some 13 % faster than the default (measured on AVX-512), dYᵀ X it does
-not. Everything else goes to the default product. Nothing here records gradients: `dense_once` and `dense_twice` do.
+On a CPU in float32 oneDNN is faster than the default product: x Wᵀ and dY W by 13 % on a Zen 4, all three twice as fast on
+a Zen 5. Everything else goes to the default product. Nothing here records gradients: `dense_once` and `dense_twice` do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ def _has_onednn() -> bool:
 
 
 ONEDNN = _has_onednn()
+
+#: With fewer rows than this, laying an operand out anew costs more than dYᵀ X gains.
+FEW_ROWS = 64
 
 
 def _by_onednn(x: Tensor) -> bool:
@@ -53,4 +56,10 @@ def nn(dy: Tensor, w: Tensor) -> Tensor:
 
 def tn(dy: Tensor, x: Tensor) -> Tensor:
     """dYᵀ X: [R, out] and [R, in] to [out, in]."""
-    return torch.mm(dy.t(), x)
+    if not (_by_onednn(dy) and dy.shape[0] >= FEW_ROWS):
+        return torch.mm(dy.t(), x)
+    # oneDNN wants its left operand laid out along the rows that are summed: the narrower one is laid out anew
+    if dy.shape[1] <= x.shape[1]:
+        return torch.ops.mkldnn._linear_pointwise(dy.t().contiguous(), x.contiguous().t(), None, "none", [], "")
+    transposed = torch.ops.mkldnn._linear_pointwise(x.t().contiguous(), dy.contiguous().t(), None, "none", [], "")
+    return transposed.t().contiguous()

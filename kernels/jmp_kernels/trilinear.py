@@ -19,15 +19,43 @@ from torch import Tensor
 from jmp_kernels.segments import Segments
 
 
+class _Padded(torch.autograd.Function):
+    """Every row has a place of its own, so the derivative reads the places back, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slot: Tensor, places: int) -> Tensor:
+        ctx.save_for_backward(slot)
+        return rows.new_zeros((places, *rows.shape[1:])).index_copy_(0, slot, rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (slot,) = ctx.saved_tensors
+        return _Unpadded.apply(dy, slot), None, None
+
+
+class _Unpadded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, slot: Tensor) -> Tensor:
+        ctx.count = places.shape[0]
+        ctx.save_for_backward(slot)
+        return places.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (slot,) = ctx.saved_tensors
+        return _Padded.apply(dy, slot, ctx.count), None
+
+
 def padded(rows: Tensor, segments: Segments) -> Tensor:
     """Rows [R, …] in the layout [S, width, …]; empty places are zero."""
-    flat = rows.new_zeros((segments.count * segments.width, *rows.shape[1:]))
-    return flat.index_copy(0, segments.slot, rows).view(segments.count, segments.width, *rows.shape[1:])
+    flat: Tensor = _Padded.apply(rows, segments.slot, segments.count * segments.width)
+    return flat.view(segments.count, segments.width, *rows.shape[1:])
 
 
 def unpadded(places: Tensor, segments: Segments) -> Tensor:
     """Inverse of `padded`: [S, width, …] to rows [R, …]."""
-    return places.flatten(0, 1).index_select(0, segments.slot)
+    rows: Tensor = _Unpadded.apply(places.flatten(0, 1), segments.slot)
+    return rows
 
 
 class _SegmentSum(torch.autograd.Function):

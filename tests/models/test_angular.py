@@ -13,12 +13,12 @@ from scipy.special import eval_legendre
 from jmp_ds.models.angular import (
     addition_factors,
     azimuth_powers,
-    complex_powers,
     fourier_coefficients,
     perpendicular_frame,
     spherical_harmonics,
     zonal_harmonics,
 )
+from jmp_ds.models.polynomials import powers
 from jmp_ds.models.radial import RadialBasis, envelope
 
 
@@ -67,11 +67,11 @@ def test_fourier_series_of_legendre(orders: int) -> None:
     torch.testing.assert_close(at_zero, zonal_harmonics(torch.zeros((), dtype=torch.float64), orders))
 
 
-def test_complex_powers() -> None:
+def test_powers() -> None:
     z = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
-    powers = complex_powers(z.real, z.imag, 6)
+    values = powers(z.real, z.imag, 6)
     for n in range(6):
-        torch.testing.assert_close(torch.complex(powers[:, n, 0], powers[:, n, 1]), z**n)
+        torch.testing.assert_close(torch.complex(values[:, n, 0], values[:, n, 1]), z**n)
 
 
 def test_frame_is_orthonormal_everywhere() -> None:
