@@ -16,6 +16,7 @@ from jmp_ds.bench.parts import time_parts
 from jmp_ds.bench.step import TrainingStep, linear_time, model_of, sizes_of
 from jmp_ds.graphs.assemble import Structure
 from jmp_ds.graphs.settings import Caps, GraphSettings
+from jmp_ds.heap import keep_freed_memory
 
 Series = Literal["neighbors", "neighbors-proportional", "atoms"]
 
@@ -23,6 +24,8 @@ Series = Literal["neighbors", "neighbors-proportional", "atoms"]
 NEIGHBORS = (15, 30, 60, 120)
 #: Conventional cells along the axes, four atoms each, with 30 neighbours.
 CELLS = ((3, 2, 2), (4, 3, 2), (4, 4, 3), (5, 5, 4))
+#: Steps of either kind before the first that counts: so many it takes until no memory is faulted in any more.
+WARM_STEPS = 3
 #: Lattice constant of copper and standard deviation of the noise, in Å.
 _LATTICE, _RATTLE = 3.61, 0.1
 
@@ -72,13 +75,17 @@ def grow(
         device: where.
         repeats: steps per size; medians count.
     """
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()  # as training does
     for size, batch in _batches(series):
         config = replace(sizes_of(model, recompute=False, direct_forces=True), num_blocks=blocks)
         where = torch.device(device)
         network = model_of(config, batch.tasks("direct"), precision="float32", device=where)
         step = TrainingStep(linear_time(network), network, batch, "direct", "float32", where)
         graph = step.build().batch.graph
-        step.timed()
+        for _ in range(WARM_STEPS):
+            step.timed()
+            time_parts(step)
         parts = [time_parts(step) for _ in range(repeats)]
         yield GrowthPoint(
             series=series,

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jmp_kernels import Gather, LookUp, MiddleRows, Segments, segments_of
+from jmp_kernels import Gather, LookUp, MiddleRows, Segments, cached_index, segments_of
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -135,7 +135,7 @@ class Graph:
         """Edges of the main graph."""
         return self.main.num_edges
 
-    @cached_property
+    @cached_index
     def middle_rows(self) -> MiddleRows:
         """What the sums over quadruplets take, where features are those of `feeding` and results those of `reading`."""
         quads = self.quadruplets

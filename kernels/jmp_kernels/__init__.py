@@ -9,7 +9,7 @@ from jmp_kernels.dense_twice import DenseTwice
 from jmp_kernels.messages import ReadOut, TorchMessages
 from jmp_kernels.middles import MiddleRows, MiddleTables
 from jmp_kernels.operators import BackendName, Messages, Operators, messages_for
-from jmp_kernels.segments import Gather, LookUp, Segments, segments_of
+from jmp_kernels.segments import Gather, LookUp, Segments, cached_index, segments_of
 from jmp_kernels.trilinear import expand_basis, expand_feature, segment_outer, segment_sum
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ReadOut",
     "Segments",
     "TorchMessages",
+    "cached_index",
     "expand_basis",
     "expand_feature",
     "messages_for",

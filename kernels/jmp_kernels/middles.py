@@ -12,13 +12,12 @@ quadruplet, is taken off after the radial contraction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from jmp_kernels import trilinear
-from jmp_kernels.segments import Gather, LookUp, Segments
+from jmp_kernels.segments import Gather, LookUp, Segments, cached_index
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class MiddleRows:
     reader_target: Tensor
     middle_target: Tensor
 
-    @cached_property
+    @cached_index
     def joint(self) -> Joint:
         """The layout by atom; looks at sizes, so the host waits for a device."""
         atoms, of_reader = torch.unique_consecutive(self.reader_target, return_inverse=True)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def cached_index(make: Callable[[Any], T]) -> cached_property[T]:
+    """A property that is computed once; a batch first seen in inference mode can be trained on afterwards."""
+
+    @wraps(make)
+    def outside(owner: Any) -> T:
+        with torch.inference_mode(False):
+            return make(owner)
+
+    return cached_property(outside)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Segments:
         """R."""
         return self.index.shape[0]
 
-    @cached_property
+    @cached_index
     def rows(self) -> Tensor:
         """int64 [R]: 0 … R - 1, every row's own number; made when first asked for."""
         return torch.arange(self.num_rows, device=self.index.device)
@@ -63,7 +78,7 @@ class Gather:
     index: Tensor
     count: int
 
-    @cached_property
+    @cached_index
     def transposed(self) -> Transposed:
         """The other way round; made when first asked for, without a host synchronisation."""
         return _transposed(self.index, self.count)
@@ -83,12 +98,12 @@ class LookUp:
     found: Tensor
     count: int
 
-    @cached_property
+    @cached_index
     def signed(self) -> Tensor:
         """int64 [R]: the row, -1 where there is none."""
         return torch.where(self.found, self.index, -1)
 
-    @cached_property
+    @cached_index
     def transposed(self) -> Transposed:
         """The other way round; rows without a match stand at the end, past every `first`.
 
@@ -96,7 +111,7 @@ class LookUp:
         """
         return _transposed(self._or_beyond, self.count)
 
-    @cached_property
+    @cached_index
     def inverse(self) -> Tensor:
         """int64 [count]: the row whose match each row there is, -1 for none; for matches that no two rows share.
 

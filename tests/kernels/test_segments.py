@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jmp_kernels import LookUp, segments_of
+from jmp_kernels import Gather, LookUp, segments_of
 
 
 def look_up(rows: list[int], count: int) -> LookUp:
@@ -43,3 +43,11 @@ def test_a_changed_copy_makes_its_own() -> None:
     twin = look_up([1, -1, 0], 2)
     assert twin.inverse.tolist() == [2, 0]
     assert replace(twin, count=3).inverse.tolist() == [2, 0, -1]
+
+
+def test_indices_first_asked_for_in_inference_mode_can_be_trained_on() -> None:
+    taken = Gather(torch.tensor([2, 0, 2]), 3)
+    found = LookUp(torch.tensor([1, 0]), torch.tensor([True, False]), 2)
+    with torch.inference_mode():
+        made = [taken.transposed.order, taken.transposed.first, found.signed, found.transposed.order, found.inverse]
+    assert not any(index.is_inference() for index in made)
