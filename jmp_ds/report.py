@@ -62,8 +62,8 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def plot_curves(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> None:
-    """One panel per title, with a logarithmic y axis; panels without points are left out."""
+def plot_curves(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str, *, log_x: bool = False) -> None:
+    """One panel per title, with a logarithmic y axis and, for power laws, x axis; panels without points are left out."""
     shown = {title: [c for c in curves if len(c.x)] for title, curves in panels.items()}
     shown = {title: curves for title, curves in shown.items() if curves}
     figure, axes = _grid(len(shown))
@@ -72,6 +72,8 @@ def plot_curves(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str)
             ax.plot(curve.x, curve.y, label=curve.label, linewidth=1.2, marker="." if len(curve.x) < 30 else None)
         if all(value > 0 for curve in curves for value in curve.y):
             ax.set_yscale("log")
+        if log_x:
+            ax.set_xscale("log")
         ax.set_title(title)
         ax.set_xlabel(x_label)
         if any(curve.label for curve in curves):

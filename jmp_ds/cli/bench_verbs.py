@@ -148,6 +148,4 @@ def growth(
             writer.writerows(rows)
         sizes = [float(p.size) for p in points]
         curves = [Curve(f"{c}, exponent {slopes[c]:.2f}", sizes, [getattr(p, c) for p in points]) for c in slopes]
-        plot_curves(
-            out / f"growth-{series.value}.png", {"seconds per step, forward and backward": curves}, series.value
-        )
+        plot_curves(out / f"growth-{series.value}.png", {"seconds per step": curves}, series.value, log_x=True)
