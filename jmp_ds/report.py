@@ -73,7 +73,10 @@ def plot_curves(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str,
         if all(value > 0 for curve in curves for value in curve.y):
             ax.set_yscale("log")
         if log_x:
+            ticks = sorted({x for curve in curves for x in curve.x})
             ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            ax.set_xticks([], minor=True)
         ax.set_title(title)
         ax.set_xlabel(x_label)
         if any(curve.label for curve in curves):
