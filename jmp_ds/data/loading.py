@@ -23,6 +23,7 @@ from jmp_ds.data.workers import BatchBuilder, StartMethod, Work, built
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.unbuilt import BuiltOn, Unbuilt
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Loading:
     Attributes:
         rank, world: this process and how many there are.
         accumulation: micro-batches per rank and optimizer step.
-        workers: processes that build batches; 0 builds them in the trainer.
+        workers: processes that make batches; 0 makes them in the trainer.
         prefetch: batches that each worker prepares ahead.
         start_method: how workers are started; `fork` is quick and shares memory, `spawn` needs a script whose main part
             is guarded.
+        graphs: `host`: batches come with their graphs; `device`: without, and `batch.to(device)` builds them there.
     """
 
     rank: int = 0
@@ -44,6 +46,7 @@ class Loading:
     workers: int = 0
     prefetch: int = 2
     start_method: StartMethod = "fork"
+    graphs: BuiltOn = "host"
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -58,14 +61,15 @@ class Step:
     """One optimizer step's work for one rank.
 
     Attributes:
-        batches: `accumulation` micro-batches; at the end of an epoch some may hold no structure.
+        batches: `accumulation` micro-batches; at the end of an epoch some may hold no structure. Ready for the model after
+            `to(device)`.
         epoch: counted from 0.
         plan: what all ranks do in this step.
         consumed: structures drawn over all ranks since the run began, this step included.
         last_of_epoch: whether the epoch ends with it.
     """
 
-    batches: list[Batch]
+    batches: list[Batch | Unbuilt]
     epoch: int
     plan: StepPlan
     consumed: int
@@ -109,7 +113,7 @@ class TrainLoader:
         self.mixture = Mixture([len(s) for s in sources], temperature, seed)
         self.rule = rule
         self.epochs = epochs
-        self._builder = BatchBuilder(sources, tasks, edge_dropout=edge_dropout, seed=seed)
+        self._builder = BatchBuilder(sources, tasks, edge_dropout=edge_dropout, seed=seed, graphs=self.loading.graphs)
         self._order = _order_digest(self.sources, self.mixture)
         self._epoch, self._position, self._step = 0, 0, 0
         if state is not None:
@@ -224,7 +228,7 @@ class EvalLoader:
         """
         check_sources(sources, tasks)
         self.loading = loading or Loading()
-        self._builder = BatchBuilder(sources, tasks)
+        self._builder = BatchBuilder(sources, tasks, graphs=self.loading.graphs)
         self._numbers = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
         self._indices = np.concatenate([source.indices for source in sources])
         costs = np.concatenate([source.costs(np.arange(len(source))) for source in sources])
@@ -243,8 +247,8 @@ class EvalLoader:
         """Structures over all ranks."""
         return len(self._indices)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches."""
+    def __iter__(self) -> Iterator[Batch | Unbuilt]:
+        """This rank's batches, ready for the model after `to(device)`."""
         how = self.loading
         orders = (Work(0, self._samples(plan.parts[0][how.rank])) for plan in self._plans)
         return built(self._builder, orders, workers=how.workers, prefetch=how.prefetch, start_method=how.start_method)

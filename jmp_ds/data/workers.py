@@ -1,4 +1,4 @@
-"""Worker processes that build whole batches, in the order asked for."""
+"""Worker processes that make whole batches, in the order asked for; with their graphs, or for the device to build them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from jmp_ds.data.sources import Source, sample_id
 from jmp_ds.data.transport import Parcel, pack, unpack
-from jmp_ds.graphs.assemble import assemble
+from jmp_ds.graphs.assemble import gather
 from jmp_ds.graphs.batch import Batch
-from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.unbuilt import BatchDropout, BuiltOn, Unbuilt
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -41,7 +41,7 @@ class Work:
 
 
 class BatchBuilder:
-    """Builds batches from work orders; a value that travels to worker processes."""
+    """Makes batches from work orders; a value that travels to worker processes."""
 
     def __init__(
         self,
@@ -50,18 +50,22 @@ class BatchBuilder:
         *,
         edge_dropout: float = 0.0,
         seed: int = 0,
+        graphs: BuiltOn = "host",
     ) -> None:
-        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed."""
+        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed, and
+        where graphs are built.
+        """
         self._tasks = tuple(tasks)
         numbers = {name: i for i, (name, _) in enumerate(self._tasks)}
         # Index arrays stay behind: workers are given indices in the store.
         self._origins = tuple((numbers[s.task], s.task, s.store, frozenset(s.labels)) for s in sources)
         self._edge_dropout = edge_dropout
         self._seed = seed
+        self._graphs = graphs
 
-    def __call__(self, work: Work) -> Batch:
-        """The batch of one work order; the same wherever and whenever it is built."""
-        structures, task_of, dropout = [], [], []
+    def __call__(self, work: Work) -> Batch | Unbuilt:
+        """The batch of one work order; the same wherever and whenever it is made."""
+        structures, task_of, drawn = [], [], []
         labels: list[Mapping[str, np.ndarray]] = []
         for number, index, repetition in work.samples:
             task, name, store, wanted = self._origins[number]
@@ -69,19 +73,19 @@ class BatchBuilder:
             structures.append(record.structure())
             task_of.append(task)
             labels.append({k: v for k, v in record.labels.items() if k in wanted})
-            sample = sample_id(name, store.summary.fingerprint, index, repetition)
-            dropout.append(
-                EdgeDropout(probability=self._edge_dropout, seed=self._seed, epoch=work.epoch, sample=sample)
-                if self._edge_dropout
-                else None
-            )
-        return assemble(structures, task_of, self._tasks, labels, dropout)
+            drawn.append(sample_id(name, store.summary.fingerprint, index, repetition))
+        dropout = None
+        if self._edge_dropout:
+            samples = torch.tensor(drawn, dtype=torch.int64)
+            dropout = BatchDropout(self._edge_dropout, seed=self._seed, epoch=work.epoch, samples=samples)
+        batch = gather(structures, task_of, self._tasks, labels, dropout)
+        return batch.on_host() if self._graphs == "host" else batch
 
 
 def built(
     builder: BatchBuilder, orders: Iterable[Work], *, workers: int, prefetch: int, start_method: StartMethod
-) -> Iterator[Batch]:
-    """Batches of the orders, in order, built here (0 workers) or by worker processes.
+) -> Iterator[Batch | Unbuilt]:
+    """Batches of the orders, in order, made here (0 workers) or by worker processes.
 
     Workers live as long as the iterator; each is at most `prefetch` orders ahead. `orders` is read ahead by
     workers · prefetch. The number of workers changes nothing but the speed.

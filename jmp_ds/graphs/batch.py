@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,27 +27,36 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class StructureRows:
     """Where one task's structures stand in a batch (index tensors, int64; any of them may be empty).
 
     Attributes:
         structures: [B_t] rows of per-structure tensors.
         atoms: [N_t] rows of per-atom tensors.
-        edges: [E_t] rows of the main graph's edges.
         atom_structure: [N_t] for every such atom, its position within `structures`.
-        edge_atom: [E_t] for every such edge, the position of its target within `atoms`.
     """
 
     structures: Tensor
     atoms: Tensor
-    edges: Tensor
     atom_structure: Tensor
-    edge_atom: Tensor
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B structures with N atoms in all.
+class TaskRows(StructureRows):
+    """The same with edges.
+
+    Attributes:
+        edges: [E_t] rows of the main graph's edges.
+        edge_atom: [E_t] for every such edge, the position of its target within `atoms`.
+    """
+
+    edges: Tensor
+    edge_atom: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structures:
+    """B structures with N atoms in all, side by side: all of a batch but what needs its edges.
 
     Attributes:
         pos: [N, 3] positions in Å, float64 or float32 (the model casts to its own precision).
@@ -57,13 +67,11 @@ class Batch:
         fixed: [N] bool, atoms held in place when the data were made.
         natoms: [B] int64.
         structure: [N] int64, the structure of every atom.
-        graph: the four edge lists.
         task_names: order of the tasks; `task` counts in it.
         task: [B] int64.
         rows: one entry per task name.
         labels: by name (`energy` [B] eV, `forces` [N, 3] eV/Å, `stress` [B, 6] eV/Å³, or any scalar).
         ids: one text per structure that leads back to its source.
-        edge_dropout: the fraction of edges dropped when the graph was made (0 in evaluation).
     """
 
     pos: Tensor
@@ -74,13 +82,11 @@ class Batch:
     fixed: Tensor
     natoms: Tensor
     structure: Tensor
-    graph: Graph
     task_names: tuple[str, ...]
     task: Tensor
-    rows: dict[str, TaskRows]
+    rows: Mapping[str, StructureRows]
     labels: dict[str, Labels] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
-    edge_dropout: float = 0.0
 
     @property
     def num_structures(self) -> int:
@@ -92,13 +98,35 @@ class Batch:
         """N."""
         return self.pos.shape[0]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Structures):
+    """Structures with their graph, ready for the model.
+
+    Attributes:
+        rows: one entry per task name, edges included.
+        graph: the four edge lists.
+        edge_dropout: the fraction of edges dropped when the graph was made (0 in evaluation).
+    """
+
+    rows: Mapping[str, TaskRows]
+    graph: Graph
+    edge_dropout: float = 0.0
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return _moved(self, device)
+        return moved(self, device)
+
+
+Value = TypeVar("Value")
+
+
+def moved(value: Value, device: torch.device | str) -> Value:
+    """Copy of a nest of dataclasses, dicts and tensors with every tensor on the device."""
+    return _moved(value, device)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """Copy of a nest of dataclasses, dicts and tensors with every tensor on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if is_dataclass(value) and not isinstance(value, type):

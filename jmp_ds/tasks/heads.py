@@ -12,7 +12,7 @@ import torch
 from jmp_kernels import DenseOnce, DenseTwice
 from torch import Tensor, nn
 
-from jmp_ds.graphs.batch import TaskRows
+from jmp_ds.graphs.batch import StructureRows, TaskRows
 from jmp_ds.models.layers import rows_of
 from jmp_ds.tasks.specs import Reduction
 
@@ -46,7 +46,7 @@ class HeadMLP(nn.Sequential):
             return self._dense.linear(x, linear[-1].weight).squeeze(-1)
 
 
-def energy(head: HeadMLP, atoms: Tensor, rows: TaskRows) -> Tensor:
+def energy(head: HeadMLP, atoms: Tensor, rows: StructureRows) -> Tensor:
     """Sum over the atoms of every structure of the task: atom features [N, width] → [B_t], float32 at least."""
     return _sum_per_structure(_wide(head(rows_of(atoms, rows.atoms))), rows)
 
@@ -71,13 +71,13 @@ def direct_forces(head: HeadMLP, edges: Tensor, vectors: Tensor, rows: TaskRows)
         return forces.index_add(0, rows.edge_atom, contributions)
 
 
-def scalar(head: HeadMLP, atoms: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
+def scalar(head: HeadMLP, atoms: Tensor, rows: StructureRows, reduction: Reduction) -> Tensor:
     """Sum, mean or maximum over the atoms of every structure of the task: [N, width] → [B_t], float32 at least."""
     per_atom = _wide(head(rows_of(atoms, rows.atoms)))
     return reduce_per_structure(per_atom, rows, reduction)
 
 
-def reduce_per_structure(values: Tensor, rows: TaskRows, reduction: Reduction) -> Tensor:
+def reduce_per_structure(values: Tensor, rows: StructureRows, reduction: Reduction) -> Tensor:
     """[N_t, ...] → [B_t, ...]; a structure without atoms gets zero."""
     if reduction == "sum":
         return _sum_per_structure(values, rows)
@@ -90,7 +90,7 @@ def reduce_per_structure(values: Tensor, rows: TaskRows, reduction: Reduction) -
         return zeros.scatter_reduce(0, index, values, "amax", include_self=False)
 
 
-def _sum_per_structure(values: Tensor, rows: TaskRows) -> Tensor:
+def _sum_per_structure(values: Tensor, rows: StructureRows) -> Tensor:
     """[N_t, ...] → [B_t, ...]."""
     with torch.autocast(values.device.type, enabled=False):
         zeros = values.new_zeros(rows.structures.shape[0], *values.shape[1:])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from jmp_ds.graphs.batch import Batch
+from jmp_ds.graphs.batch import Structures
 from jmp_ds.tasks.normalise import normalized_target, present
 from jmp_ds.tasks.specs import Task
 
@@ -35,11 +35,11 @@ def loss_groups(tasks: Sequence[Task], *, per_task: bool = False) -> dict[str, l
     return groups
 
 
-def count_labels(batch: Batch, tasks: Sequence[Task], *, per_task: bool = False) -> dict[str, int]:
+def count_labels(batch: Structures, tasks: Sequence[Task], *, per_task: bool = False) -> dict[str, int]:
     """How many terms each group has in this batch: structures, or atoms for `forces_per_atom`.
 
-    Needs no model; best called before the batch goes to a device, because the counts are read on the host. Targets of
-    weight 0 are not trained and do not count.
+    Needs neither a model nor a graph; best called before the batch goes to a device, because the counts are read on the
+    host. Targets of weight 0 are not trained and do not count.
     """
     return {
         group: sum(_count(task, label, batch) for task, label in terms if _weight(task, label) > 0.0)
@@ -48,7 +48,7 @@ def count_labels(batch: Batch, tasks: Sequence[Task], *, per_task: bool = False)
 
 
 def loss_sums(
-    outputs: Mapping[str, Mapping[str, Tensor]], batch: Batch, tasks: Sequence[Task], *, per_task: bool = False
+    outputs: Mapping[str, Mapping[str, Tensor]], batch: Structures, tasks: Sequence[Task], *, per_task: bool = False
 ) -> dict[str, Tensor]:
     """Weighted sum of the errors of each group; never a mean.
 
@@ -67,7 +67,7 @@ def loss_sums(
     }
 
 
-def _term(output: Tensor, task: Task, label: str, batch: Batch) -> Tensor:
+def _term(output: Tensor, task: Task, label: str, batch: Structures) -> Tensor:
     """The weighted error sum of one label of one task."""
     with torch.autocast(output.device.type, enabled=False):
         output = output.to(torch.promote_types(output.dtype, torch.float32))
@@ -83,7 +83,7 @@ def _term(output: Tensor, task: Task, label: str, batch: Batch) -> Tensor:
         return total * _weight(task, label)
 
 
-def _force_errors(output: Tensor, target: Tensor, task: Task, batch: Batch) -> Tensor:
+def _force_errors(output: Tensor, target: Tensor, task: Task, batch: Structures) -> Tensor:
     """Length of the error of every force [N_t], divided by the structure's number of atoms in a structure-wise loss."""
     errors: Tensor = torch.linalg.vector_norm(output - target + FORCE_EPS, dim=-1)
     if task.forces is not None and task.forces.loss == "atom":
@@ -93,7 +93,7 @@ def _force_errors(output: Tensor, target: Tensor, task: Task, batch: Batch) -> T
     return errors / natoms.to(errors.dtype)
 
 
-def _count(task: Task, label: str, batch: Batch) -> int:
+def _count(task: Task, label: str, batch: Structures) -> int:
     """Structures (or atoms) of the task that carry the label."""
     there = present(task, label, batch)
     if label == "forces" and task.forces is not None and task.forces.loss == "atom":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from jmp_ds.graphs.batch import Batch
+from jmp_ds.graphs.batch import Structures
 from jmp_ds.tasks.normalise import denormalize, present
 from jmp_ds.tasks.specs import Task
 
@@ -44,7 +44,7 @@ class Metrics:
         self.state = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Batch) -> None:
+    def update(self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Structures) -> None:
         """Add a batch: `outputs` are the model's, normalised. Rows without the label do not count."""
         for task in self.tasks:
             for name, (errors, there) in _errors(task, outputs[task.name], batch).items():
@@ -58,7 +58,7 @@ class Metrics:
         return {name: s / n for name, s, n in zip(self.names, sums, counts, strict=True) if n > 0}
 
 
-def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dict[str, tuple[Tensor, Tensor]]:
     """Metric name → absolute errors in its unit, and which of them count (same leading dimension)."""
     rows = batch.rows[task.name]
     predicted = denormalize(task, outputs, batch)

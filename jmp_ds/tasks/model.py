@@ -12,7 +12,7 @@ from jmp_kernels import DenseOnce, DenseTwice, Messages, Operators, TorchMessage
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
-from jmp_ds.graphs.batch import Batch, TaskRows
+from jmp_ds.graphs.batch import Batch, StructureRows
 from jmp_ds.models.backbone import Backbone, BackboneOutput
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks import heads
@@ -88,8 +88,7 @@ class MultiTaskModel(nn.Module):
         """Embedding of every structure: its atoms' features, reduced; [B, emb_size_atom], float32 at least."""
         atoms = _at_least_float32(self._backbone(batch, _at_least_float32(batch.pos)).atoms)
         every = torch.arange(batch.num_atoms, device=atoms.device)
-        none = every[:0]
-        rows = TaskRows(torch.arange(batch.num_structures, device=atoms.device), every, none, batch.structure, none)
+        rows = StructureRows(torch.arange(batch.num_structures, device=atoms.device), every, batch.structure)
         return heads.reduce_per_structure(atoms, rows, reduction)
 
     def _backbone(self, batch: Batch, pos: Tensor) -> BackboneOutput:

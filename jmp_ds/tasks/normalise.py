@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from jmp_ds.graphs.batch import Batch, TaskRows
+from jmp_ds.graphs.batch import StructureRows, Structures
 from jmp_ds.tasks.specs import Normalization, Task
 
 _PER_ATOM = ("forces",)
 
 
-def normalized_target(task: Task, label: str, batch: Batch, dtype: torch.dtype) -> Tensor:
+def normalized_target(task: Task, label: str, batch: Structures, dtype: torch.dtype) -> Tensor:
     """What the model should output for one label on the task's rows.
 
     Args:
@@ -35,7 +35,7 @@ def normalized_target(task: Task, label: str, batch: Batch, dtype: torch.dtype) 
     return ((values - offset(norm, batch, rows)) / norm.std).to(dtype)
 
 
-def denormalize(task: Task, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def denormalize(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dict[str, Tensor]:
     """The task's outputs in the labels' units (eV, eV/Å or the scalar's unit), float64, same shapes as the outputs."""
     rows = batch.rows[task.name]
     result = {}
@@ -45,7 +45,7 @@ def denormalize(task: Task, outputs: Mapping[str, Tensor], batch: Batch) -> dict
     return result
 
 
-def present(task: Task, label: str, batch: Batch) -> Tensor:
+def present(task: Task, label: str, batch: Structures) -> Tensor:
     """Bool [B_t]: which of the task's structures carry the label; all False where the batch has none of it."""
     rows = batch.rows[task.name].structures
     if label not in batch.labels:
@@ -53,7 +53,7 @@ def present(task: Task, label: str, batch: Batch) -> Tensor:
     return batch.labels[label].present.index_select(0, rows)
 
 
-def offset(norm: Normalization, batch: Batch, rows: TaskRows) -> Tensor | float:
+def offset(norm: Normalization, batch: Structures, rows: StructureRows) -> Tensor | float:
     """Mean plus the references summed over the atoms: float64 [B_t], or the mean alone where there are no references.
 
     Elements beyond the table count as zero.

@@ -17,8 +17,8 @@ from jmp_ds.bench.enumerated.lists import enumerate_batch, padded_bytes
 from jmp_ds.bench.enumerated.model import EnumeratedModel
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
-from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import Dihedral, GraphSettings
+from jmp_ds.graphs.unbuilt import BatchDropout
 from jmp_ds.models.presets import preset
 from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel, Outputs
@@ -149,7 +149,7 @@ def model_of(dihedral: Dihedral, kind: str) -> MultiTaskModel:
 
 def batch_of(model: MultiTaskModel, system: str, dropout: float = 0.0) -> Batch:
     structures, task_of = SYSTEM[system]
-    drops = [EdgeDropout(probability=dropout, seed=0, epoch=0, sample=k) for k in range(len(structures))]
+    drops = BatchDropout(probability=dropout, seed=0, epoch=0, samples=torch.arange(len(structures)))
     return assemble(structures, task_of, [(t.name, t.graph) for t in model.tasks], dropout=drops if dropout else None)
 
 

@@ -23,6 +23,7 @@ from jmp_ds.graphs.assemble import assemble
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.graphs.unbuilt import BatchDropout
 
 RULES = {"jmp": published(8.0, 12), "invariant": GraphSettings(cutoff=8.0, max_neighbors=12)}
 ALL_PAIRS, CELL_LIST = 10**9, 0  # brute_rows that leave no choice
@@ -175,7 +176,8 @@ def test_batches_are_assembled_with_it():
     task_of, structures = [0, 1, 2, 0, 0, 2], [structure(c) for c in cases]
     labels = [{"energy": float(k)} for k in range(6)]
     for count in (6, 0):
-        arguments = (structures[:count], task_of[:count], tasks, labels[:count], dropping(count))
+        dropout = BatchDropout(probability=0.3, seed=3, epoch=1, samples=torch.arange(count))
+        arguments = (structures[:count], task_of[:count], tasks, labels[:count], dropout)
         expected = assemble(*arguments)
         assert count == 0 or bool(expected.rows["task 2"].edges.any())
         assert differences(expected, assemble(*arguments, build_on="cpu"), "batch") == []
