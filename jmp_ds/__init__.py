@@ -17,7 +17,7 @@ def load(path: str, task: str | None = None, **options: Any) -> Any:
     Args:
         path: folder of a bundle.
         task: which of its tasks; may be left out where there is only one.
-        options: `device`, `dtype`, `tags`, `edge_budget`, as for `jmp_ds.inference.predictor.Predictor`.
+        options: `device`, `dtype`, `tags`, `edge_budget`, `kernels`, `graphs`; see `jmp_ds.inference.predictor.Predictor`.
 
     Returns:
         That `Predictor`.

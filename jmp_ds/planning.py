@@ -1,5 +1,5 @@
-"""What a network runs on, decided once when it is built: the backend of message passing, and whether activations are
-computed again in the backward pass because memory would not hold them.
+"""What a network runs on, decided once when it is built: the backend of message passing, where graphs are built, and
+whether activations are computed again in the backward pass because memory would not hold them.
 
 The estimate of memory follows from sizes and counts alone. It is calibrated against what autograd was seen to keep
 (tests/test_planning.py holds it to 25 %).
@@ -11,13 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from jmp_kernels import BackendName, Messages, messages_for
 
 from jmp_ds.errors import UserError
+from jmp_ds.graphs.unbuilt import BuiltOn
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import HEAD_LAYERS, BatchCounts, Forces, HeadRows, dense_layers
+
+#: Where graphs are to be built; see `graphs_on`.
+Graphs = Literal["auto", "host", "device"]
 
 #: Bytes per parameter: the float32 value, its gradient, AdamW's two moments, and a moving average.
 TRAINED = 20
@@ -49,6 +54,23 @@ def backend(name: BackendName, device: torch.device | str) -> Messages:
         return messages_for(name, device)
     except ValueError as error:
         raise UserError(f"kernels: {error}") from None
+
+
+def graphs_on(choice: Graphs, device: torch.device | str) -> BuiltOn:
+    """Where the graphs of batches for a device are built; they are the same edge for edge.
+
+    Args:
+        choice: `host`, `device`, or `auto`: on the device if that is a GPU, on the host otherwise.
+        device: where the model runs.
+
+    Raises:
+        UserError: another word.
+    """
+    if choice not in get_args(Graphs):
+        raise UserError(f"graphs: must be one of {', '.join(get_args(Graphs))}, got {choice!r}")
+    if choice != "auto":
+        return choice
+    return "device" if torch.device(device).type == "cuda" else "host"
 
 
 def available(device: torch.device) -> int | None:

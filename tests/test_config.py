@@ -138,6 +138,17 @@ def test_a_message_names_file_line_key_and_the_nearest_name(pretrain_file: Path)
     assert str(caught.value) == f"{pretrain_file}:6: tasks.molecules.graph.cutof: unknown key; did you mean 'cutoff'?"
 
 
+def test_where_graphs_are_built_is_one_of_three_words(pretrain_file: Path, finetune_file: Path) -> None:
+    for load, file in ((load_pretrain, pretrain_file), (load_finetune, finetune_file)):
+        assert load(file).config.sampling.graphs == "auto"
+        assert load(file, ["sampling.graphs=device"]).config.sampling.graphs == "device"
+        with pytest.raises(UserError) as caught:
+            load(file, ["sampling.graphs=gpu"])
+        assert str(caught.value) == (
+            "override 'sampling.graphs=gpu': sampling.graphs: must be 'auto', 'host' or 'device', got 'gpu'"
+        )
+
+
 def test_a_mistake_in_an_override_names_the_override(pretrain_file: Path) -> None:
     with pytest.raises(UserError, match=r"override 'train.optimizer.lrr=1': train.optimizer.lrr: unknown key"):
         load_pretrain(pretrain_file, ["train.optimizer.lrr=1"])

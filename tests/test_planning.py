@@ -15,7 +15,7 @@ from jmp_ds.bench.step import Precision, TrainingStep, build_model, head_rows, l
 from jmp_ds.errors import UserError
 from jmp_ds.models.counts import BatchCounts, HeadRows
 from jmp_ds.models.presets import preset
-from jmp_ds.planning import available, backend, kept_numbers, scaled, step_memory
+from jmp_ds.planning import available, backend, graphs_on, kept_numbers, scaled, step_memory
 from jmp_ds.tasks.specs import ForceKind
 
 CPU = torch.device("cpu")
@@ -23,6 +23,17 @@ COUNTS = BatchCounts(
     structures=4, atoms=80, main=2000, a2ee2a=1500, qint=300, a2a=5000, pairs=4000, in_triplets=4000, out_pairs=4000
 )
 HEADS = [HeadRows("t.energy", "atoms", 80), HeadRows("t.forces", "edges", 2000)]
+
+
+def test_graphs_are_built_where_the_model_runs_unless_told() -> None:
+    assert [graphs_on("auto", device) for device in ("cpu", "cuda", torch.device("cuda", 1), "mps")] == [
+        *("host", "device", "device", "host")
+    ]
+    assert {
+        (place, device): graphs_on(place, device) for place in ("host", "device") for device in ("cpu", "cuda")
+    } == {(place, device): place for place in ("host", "device") for device in ("cpu", "cuda")}
+    with pytest.raises(UserError, match="must be one of auto, host, device, got 'there'"):
+        graphs_on("there", CPU)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

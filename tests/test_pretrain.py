@@ -18,6 +18,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.experiment import recompute
 from jmp_ds.experiment.resume import differences
 from jmp_ds.experiment.session import primary_metric
+from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models import backbone
 from jmp_ds.pretrain import run_pretrain
@@ -132,6 +133,35 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
         states.append(load_bundle(folder / "run" / "final").state)
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_graphs_built_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Dropout, two workers, accumulation, batches without one of the tasks, scale factors, validation and report: the run
+    is the one with graphs from the host. (Shifts along the axes of a cubic cell have no rounding, so to the last bit.)
+    """
+    told, found, options = (
+        [],
+        [],
+        ("train.edge_dropout=0.2", "sampling={batch: {edges: 60}, workers: 2, accumulation: 2}"),
+    )
+    for place in ("host", "device"):
+        folder = tmp_path / place
+        folder.mkdir()
+        file = write_pretrain(folder)
+        if place == "device":
+            # the builder on the host is there for the plan of memory alone, which is told off
+            monkeypatch.delattr(unbuilt, "build_edges")
+        pretrain(file, *options, f"sampling.graphs={place}", "train.steps=4", "model.recompute=off")
+        told += [line for line in capfd.readouterr().err.splitlines() if line.startswith("graphs: ")]
+        metrics = json.loads((folder / "run" / "report" / "metrics.json").read_text())["metrics"]
+        losses = [row["loss"] for row in read_metrics(folder / "run") if row["kind"] == "train"]
+        found.append((load_bundle(folder / "run" / "final").state, metrics, losses))
+    assert told == ["graphs: built on the host", "graphs: built on the device"]
+    (weights, metrics, losses), (others, *rest) = found
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert [metrics, losses] == rest
 
 
 def test_two_processes_through_the_launcher(tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ class Kernels(StrEnum):
     triton = "triton"
 
 
+class Graphs(StrEnum):
+    """Where graphs are built."""
+
+    auto = "auto"
+    host = "host"
+    device = "device"
+
+
 class FriendlyGroup(TyperGroup):
     """A group of verbs whose user errors are told in one line."""
 

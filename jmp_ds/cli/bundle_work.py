@@ -22,7 +22,7 @@ from jmp_ds.experiment.evaluate import evaluate
 from jmp_ds.experiment.loaders import fit_scales, graphs_of
 from jmp_ds.files import write_json
 from jmp_ds.models.scaling import unfitted
-from jmp_ds.planning import backend
+from jmp_ds.planning import Graphs, backend, graphs_on
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
@@ -39,6 +39,7 @@ def evaluate_bundle(
     dtype: str,
     edges: int,
     kernels: BackendName,
+    graphs: Graphs,
 ) -> None:
     """Print the table, and write metrics and parity plots where asked for."""
     bundle = load_bundle(path)
@@ -51,7 +52,7 @@ def evaluate_bundle(
     indices = None if split is None else read_indices(split)
     source = open_source(task.name, task.graph, opened, labels, indices=indices, progress=True)
     processes = Processes(Place(), torch.device(device), torch.get_num_threads())
-    loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading())
+    loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading(graphs=graphs_on(graphs, device)))
     found = evaluate(model, loader, processes, progress=True)
     rows = [(n, f"{found.metrics[n]:.6g}", unit) for n, unit in metric_units([task]).items() if n in found.metrics]
     print_table(f"{path} on {len(source)} structures of {store}", ("mean absolute error", "value", "unit"), rows)
@@ -62,7 +63,14 @@ def evaluate_bundle(
 
 
 def fit_bundle_scales(
-    path: Path, stores: Sequence[str], output: Path, batches: int, edges: int, device: str, kernels: BackendName
+    path: Path,
+    stores: Sequence[str],
+    output: Path,
+    batches: int,
+    edges: int,
+    device: str,
+    kernels: BackendName,
+    graphs: Graphs,
 ) -> None:
     """Fit what has no value, and write the bundle."""
     bundle = load_bundle(path, require_fitted=False)
@@ -70,7 +78,8 @@ def fit_bundle_scales(
     model.load_state_dict(bundle.state)
     missing = len(unfitted(model))
     sources = [_source(bundle, text) for text in stores]
-    loader = TrainLoader(sources, graphs_of(bundle.tasks), EdgeBudget(edges), seed=0, epochs=1, loading=Loading())
+    loading = Loading(graphs=graphs_on(graphs, device))
+    loader = TrainLoader(sources, graphs_of(bundle.tasks), EdgeBudget(edges), seed=0, epochs=1, loading=loading)
     values = fit_scales(model, loader, torch.device(device), num_batches=batches, progress=True)
     story = {**bundle.provenance, "fitted_scales": {"factors": len(values), "on": list(stores)}}
     save_bundle(replace(Bundle.of(model, story), config=bundle.config), output)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jmp_ds.cli.base import Kernels
+from jmp_ds.cli.base import Graphs, Kernels
 
 
 class DType(StrEnum):
@@ -48,6 +48,7 @@ TaskName = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Precision = Annotated[DType, typer.Option(help="precision of the model")]
 KernelChoice = Annotated[Kernels, typer.Option("--kernels", help="what message passing is computed by")]
+GraphChoice = Annotated[Graphs, typer.Option("--graphs", help="where graphs are built")]
 EdgesPerBatch = Annotated[int, typer.Option(min=1, help="edges per batch, at most")]
 
 
@@ -62,12 +63,21 @@ def predict(
         Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")
     ] = Tags.none,
     kernels: KernelChoice = Kernels.auto,
+    graphs: GraphChoice = Graphs.auto,
 ) -> None:
     """Predict energies (eV), forces (eV/Å) and other labels of every structure in a file, in its order."""
     from jmp_ds.inference.predict_file import predict_file
 
     count = predict_file(
-        bundle, source, output, task, device=device, dtype=dtype.value, tags=tags.value, kernels=kernels.value
+        bundle,
+        source,
+        output,
+        task,
+        device=device,
+        dtype=dtype.value,
+        tags=tags.value,
+        kernels=kernels.value,
+        graphs=graphs.value,
     )
     typer.echo(f"{output}: {count} structures")
 
@@ -84,11 +94,12 @@ def evaluate(
     dtype: Precision = DType.float32,
     edges: EdgesPerBatch = 20_000,
     kernels: KernelChoice = Kernels.auto,
+    graphs: GraphChoice = Graphs.auto,
 ) -> None:
     """Mean absolute errors of a bundle on the labelled structures of a store."""
     from jmp_ds.cli.bundle_work import evaluate_bundle
 
-    evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges, kernels.value)
+    evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges, kernels.value, graphs.value)
 
 
 def fit_scales(
@@ -101,6 +112,7 @@ def fit_scales(
     edges: EdgesPerBatch = 20_000,
     device: Device = "cpu",
     kernels: KernelChoice = Kernels.auto,
+    graphs: GraphChoice = Graphs.auto,
 ) -> None:
     """Fit the scale factors of a bundle that have no value yet, on structures like those it is for.
 
@@ -108,7 +120,7 @@ def fit_scales(
     """
     from jmp_ds.cli.bundle_work import fit_bundle_scales
 
-    fit_bundle_scales(bundle, stores, output or bundle, batches, edges, device, kernels.value)
+    fit_bundle_scales(bundle, stores, output or bundle, batches, edges, device, kernels.value, graphs.value)
 
 
 def import_jmp(

@@ -92,6 +92,11 @@ class SamplingConfig(Section):
     workers: int = Field(
         default=0, ge=0, description="data-loading processes per rank; 0 loads in the training process"
     )
+    graphs: Literal["auto", "host", "device"] = Field(
+        default="auto",
+        description="where graphs are built, edge for edge the same: `host` in the loading processes, `device` by the "
+        "training process on its device, so that loading processes only read; `auto` is device on a GPU, host elsewhere",
+    )
 
 
 class OptimizerConfig(Section):

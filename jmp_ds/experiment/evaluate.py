@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jmp_ds.data.loading import EvalLoader
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.graphs.unbuilt import Unbuilt
 from jmp_ds.report import MAX_POINTS, Parity
 from jmp_ds.tasks.metrics import Metrics
 from jmp_ds.tasks.model import MultiTaskModel
@@ -64,7 +65,7 @@ def evaluate(model: MultiTaskModel, loader: EvalLoader, processes: Processes, *,
     return Evaluation(metrics.compute(), [_panel(task, label, parts) for task in model.tasks for label in task.labels])
 
 
-def _tracked(loader: EvalLoader, show: bool) -> Iterator[Batch]:
+def _tracked(loader: EvalLoader, show: bool) -> Iterator[Batch | Unbuilt]:
     yield from track(loader, "evaluating", len(loader), console=Console(stderr=True), disable=not show)
 
 

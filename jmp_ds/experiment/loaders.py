@@ -19,7 +19,9 @@ from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.sources import Source, open_source
 from jmp_ds.experiment.sets import TaskData
 from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.unbuilt import BuiltOn
 from jmp_ds.models.scaling import fit_scale_factors, scale_factors, unfitted
+from jmp_ds.planning import graphs_on
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.processes import Processes
@@ -67,6 +69,11 @@ def batch_rule(batch: BatchConfig) -> BatchRule:
     return StructureCount(batch.structures or 1)
 
 
+def built_on(config: TrainingConfig, processes: Processes) -> BuiltOn:
+    """Where the graphs of a run are built."""
+    return graphs_on(config.sampling.graphs, processes.device)
+
+
 def train_loader(
     config: TrainingConfig,
     tasks: Sequence[Task],
@@ -89,6 +96,7 @@ def train_loader(
             world=processes.world,
             accumulation=config.sampling.accumulation,
             workers=config.sampling.workers,
+            graphs=built_on(config, processes),
         ),
         state=state,
     )
@@ -98,15 +106,30 @@ def eval_loader(
     config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source], processes: Processes
 ) -> EvalLoader:
     """This process's part of the batches that show every structure once."""
-    loading = Loading(rank=processes.rank, world=processes.world, workers=config.sampling.workers)
+    loading = Loading(
+        rank=processes.rank,
+        world=processes.world,
+        workers=config.sampling.workers,
+        graphs=built_on(config, processes),
+    )
     return EvalLoader(sources, graphs_of(tasks), batch_rule(config.sampling.batch), loading)
 
 
-def fit_loader(config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source]) -> TrainLoader:
+def fit_loader(
+    config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source], graphs: BuiltOn = "host"
+) -> TrainLoader:
     """Batches for `fit_scales`: all tasks mixed, a quarter of a training batch each, as one process draws them."""
     edges = max(500, (config.sampling.batch.edges or 0) // 4)
     seed, temperature = config.run.seed, config.sampling.temperature
-    return TrainLoader(sources, graphs_of(tasks), EdgeBudget(edges), seed=seed, epochs=1, temperature=temperature)
+    return TrainLoader(
+        sources,
+        graphs_of(tasks),
+        EdgeBudget(edges),
+        seed=seed,
+        epochs=1,
+        temperature=temperature,
+        loading=Loading(graphs=graphs),
+    )
 
 
 def fit_scales(

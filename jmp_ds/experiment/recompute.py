@@ -66,7 +66,7 @@ def _largest_batch(
 ) -> BatchCounts:
     """Counts of a batch as large as the configuration allows, in the proportions of a drawn one."""
     sample = next(iter(fit_loader(config, tasks, sources))).batches[0]
-    return scaled(BatchCounts.of(sample), _most_edges(config, sources, processes))
+    return scaled(BatchCounts.of(sample.to("cpu")), _most_edges(config, sources, processes))
 
 
 def _most_edges(config: TrainingConfig, sources: Sequence[Source], processes: Processes) -> int:

@@ -18,7 +18,7 @@ NAME = "config.yaml"
 #: What may differ when a run is continued: it changes neither the order of structures nor (but for rounding) the weights.
 FREE = (
     *("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint"),
-    *("model.kernels", "model.recompute"),
+    *("sampling.graphs", "model.kernels", "model.recompute"),
 )
 
 

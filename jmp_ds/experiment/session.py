@@ -18,7 +18,7 @@ from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import ScheduleConfig
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
-from jmp_ds.experiment.loaders import eval_loader, fit_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.loaders import built_on, eval_loader, fit_loader, fit_scales, sources_of, train_loader
 from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
 from jmp_ds.planning import backend
@@ -83,7 +83,7 @@ def fit_missing_scales(config: TrainingConfig, material: Material, model: MultiT
 
     Every process fits by itself on the same structures, as the only process would.
     """
-    loader = fit_loader(config, material.tasks, material.train)
+    loader = fit_loader(config, material.tasks, material.train, built_on(config, processes))
     return len(fit_scales(model, loader, processes.device, progress=processes.first))
 
 
@@ -95,8 +95,10 @@ def new_model(config: TrainingConfig, checked: Checked, material: Material, proc
     messages = backend(checked.kernels, processes.device)
     plan = plan_of(config, checked, material.tasks, material.train, processes, padded=messages.name == "torch")
     if processes.first:
+        console = Console(stderr=True)
         line = f"message passing: {messages.name} on {processes.device}; {plan.story}"
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"graphs: built on the {built_on(config, processes)}", markup=False, highlight=False)
     torch.manual_seed(config.run.seed)
     return MultiTaskModel(replace(checked.backbone, recompute=plan.recompute), material.tasks, messages)
 

@@ -93,7 +93,7 @@ class Unbuilt(Structures):
         edges = [
             build_edges(pos[k], cells[k], axes[k], tags[k], settings[k], dropout=dropout[k]) for k in range(len(natoms))
         ]
-        graph = collate_graph(edges, natoms, cells, settings)
+        graph = collate_graph(edges, natoms, list(cells), settings)
         return with_graph(self, graph, edges_of_tasks(self, first_edges(self, graph)), self._probability)
 
     def _settings_of_structures(self) -> list[GraphSettings]:

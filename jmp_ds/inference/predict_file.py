@@ -20,6 +20,7 @@ from jmp_ds.bundle import Bundle
 from jmp_ds.errors import UserError
 from jmp_ds.inference.extxyz import frame
 from jmp_ds.inference.predictor import Predictor, Tags
+from jmp_ds.planning import Graphs
 from jmp_ds.tasks.specs import Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def predict_file(
     dtype: torch.dtype | str = torch.float32,
     tags: Tags = "none",
     kernels: BackendName = "auto",
+    graphs: Graphs = "auto",
     show_progress: bool = True,
 ) -> int:
     """Predict every frame of a file that ASE reads and write extended xyz, in order, as a whole or not at all.
@@ -46,7 +48,7 @@ def predict_file(
         bundle: or its folder.
         source: the structures; `@` and an index after the name select frames, as everywhere in ASE.
         output: extended xyz with `energy` (eV) and `forces` (eV/Å) to 17 significant digits.
-        task, device, dtype, tags, kernels: as for `Predictor`.
+        task, device, dtype, tags, kernels, graphs: as for `Predictor`.
         show_progress: draw a counter on standard error.
 
     Returns:
@@ -55,7 +57,7 @@ def predict_file(
     Raises:
         UserError: what cannot be read, predicted or written.
     """
-    predictor = Predictor(bundle, task, device=device, dtype=dtype, tags=tags, kernels=kernels)
+    predictor = Predictor(bundle, task, device=device, dtype=dtype, tags=tags, kernels=kernels, graphs=graphs)
     output, count, inert = Path(output), 0, 0
     with _written_whole(output) as file, _counter(show_progress) as bar:
         line = bar.add_task("predicting", total=None)

@@ -16,6 +16,7 @@ from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.planning import Graphs, graphs_on
 from jmp_ds.tasks.normalise import denormalize
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Predictor:
         tags: Tags = "none",
         edge_budget: int = EDGE_BUDGET,
         kernels: BackendName = "auto",
+        graphs: Graphs = "auto",
     ) -> None:
         """Load and build.
 
@@ -80,9 +82,10 @@ class Predictor:
                 layer numbers or nothing, and every atom counts as 2.
             edge_budget: main edges in one batch.
             kernels: the backend of message passing; `auto` is Triton on a GPU it is installed for, PyTorch elsewhere.
+            graphs: where graphs are built: `host`, `device`, or `auto`, the device on a GPU and the host elsewhere.
 
         Raises:
-            UserError: a bundle, task, device, precision or backend that there is not.
+            UserError: a bundle, task, device, precision, backend or place that there is not.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.bundle.require_fitted()
@@ -91,6 +94,7 @@ class Predictor:
         self.model = self.bundle.build(_dtype_of(dtype), self.device, kernels)
         self._tags = tags
         self._budget = edge_budget
+        self._build_on = self.device if graphs_on(graphs, self.device) == "device" else None
 
     def predict(self, atoms: Iterable[Atoms]) -> list[Prediction]:
         """Predictions in the order of the structures.
@@ -139,7 +143,7 @@ class Predictor:
         ]
         number = self.model.tasks.index(self.task)
         tasks = [(task.name, task.graph) for task in self.model.tasks]
-        return assemble(structures, [number] * len(structures), tasks).to(self.device)
+        return assemble(structures, [number] * len(structures), tasks, build_on=self._build_on).to(self.device)
 
     def _split(self, parcel: _Parcel, values: dict[str, NDArray[np.float64]]) -> Iterator[Prediction]:
         """Per structure, with a check that the numbers are numbers."""

@@ -42,7 +42,7 @@ class Loop:
         schedule: learning rates.
         make_loader: loader from its state (None: from the beginning).
         loss_sums: outputs, batch → sum of the loss per group.
-        count_labels: batch → count per group, the same groups; called on the host's batch.
+        count_labels: batch → count per group, the same groups; called on the host, before the batch's `to(device)`.
         options: see there.
         validation: None trains without.
         early_stopping: needs validation.

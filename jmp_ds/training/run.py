@@ -16,7 +16,7 @@ class Window(Protocol):
 
     @property
     def batches(self) -> Sequence[Any]:
-        """This process's `accumulation` micro-batches; some may be empty."""
+        """This process's `accumulation` micro-batches, made ready by `to(device)`; some may be empty."""
 
     @property
     def structures(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jmp_ds.errors import UserError
 from jmp_ds.graphs import device_cells, device_graph
-from jmp_ds.graphs.assemble import assemble
+from jmp_ds.graphs.assemble import assemble, gather
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import GraphSettings, published
@@ -183,6 +183,19 @@ def test_batches_are_assembled_with_it():
         assert differences(expected, assemble(*arguments, build_on="cpu"), "batch") == []
 
 
+def test_dropout_of_a_batch_is_that_of_its_structures():
+    """A batch's seed, epoch and samples decide what goes, on the host as on the device."""
+    cases = mixed()
+    structures, tasks = [structure(c) for c in cases], [(f"task {k}", c.settings) for k, c in enumerate(cases)]
+    dropout = BatchDropout(probability=0.3, seed=3, epoch=1, samples=torch.arange(6))
+    batch = gather(structures, range(6), tasks, dropout=dropout)
+    expected = on_host(cases, dropping(6))
+    assert differences(expected, batch.on_host().graph) == []
+    assert differences(expected, batch.to("cpu").graph) == []
+    for changed in (replace(dropout, seed=4), replace(dropout, epoch=2), replace(dropout, samples=torch.arange(6) + 1)):
+        assert differences(expected, replace(batch, dropout=changed).to("cpu").graph) != []
+
+
 # --- one transfer -----------------------------------------------------------------------------------------------------
 
 #: Operations for which the host waits, or whose result has a size that the host must be told.
@@ -266,14 +279,16 @@ def shapes(value: Any) -> Any:
         return value.shape, value.dtype
     if is_dataclass(value):
         return {f.name: shapes(getattr(value, f.name)) for f in fields(value)}
-    return value
+    return {k: shapes(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def devices(value: Any) -> set[str]:
     """Devices of all tensors in a nest of dataclasses."""
     if isinstance(value, torch.Tensor):
         return {value.device.type}
-    return set().union(*(devices(getattr(value, f.name)) for f in fields(value))) if is_dataclass(value) else set()
+    parts = list(value.values()) if isinstance(value, dict) else []
+    parts += [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else []
+    return set().union(*(devices(part) for part in parts))
 
 
 @pytest.mark.parametrize("brute_rows", [ALL_PAIRS, CELL_LIST], ids=["all pairs", "cell list"])
@@ -287,6 +302,24 @@ def test_everything_stays_on_the_device(brute_rows, monkeypatch):
     with Waiting() as waiting:
         found = on_tensors(cases, dropping(len(cases)), device="meta", brute_rows=brute_rows).graph
     assert waiting.seen == []
+    assert devices(found) == {"meta"}
+    assert shapes(found) == shapes(expected)
+
+
+def test_a_whole_batch_waits_once(monkeypatch):
+    """Rows of every task and the rest of a batch need no transfer besides the graph's."""
+    cases, read = mixed(), []
+    tasks = [("slabs", cases[0].settings), ("rest", cases[1].settings), ("absent", cases[2].settings)]
+    dropout = BatchDropout(probability=0.3, seed=3, epoch=1, samples=torch.arange(6))
+    batch = gather([structure(c) for c in cases], [0, 1, 1, 0, 1, 0], tasks, [{"energy": 1.0}] * 6, dropout)
+    real = device_graph.read_on_host
+    monkeypatch.setattr(device_graph, "read_on_host", lambda numbers: read.append(real(numbers)) or read[-1])
+    expected = batch.to("cpu")
+    monkeypatch.setattr(device_graph, "read_on_host", lambda numbers: read[-1])
+    with Waiting() as waiting:
+        found = batch.to("meta")
+    assert waiting.seen == []
+    assert len(read) == 1
     assert devices(found) == {"meta"}
     assert shapes(found) == shapes(expected)
 

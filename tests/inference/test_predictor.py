@@ -19,6 +19,7 @@ from published_files import averaged, raw_state, write
 import jmp_ds
 from jmp_ds.bundle import Bundle, save_bundle
 from jmp_ds.errors import UserError
+from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings, published
 from jmp_ds.inference.import_jmp import bundle_of, published_tasks
 from jmp_ds.inference.predict_file import predict_file
@@ -93,6 +94,20 @@ def test_order_shapes_and_independence_of_batches(bundle: Bundle, task: str) -> 
         assert one.scalars.keys() == ({"gap"} if task == "gradient" else set())
 
 
+@pytest.mark.parametrize("task", ["direct", "gradient"])
+def test_graphs_built_on_the_device(bundle: Bundle, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same predictions, without the builder on the host."""
+    expected = Predictor(bundle, task, dtype="float64", graphs="host").predict(zoo())
+    monkeypatch.delattr(unbuilt, "build_edges")
+    found = Predictor(bundle, task, dtype="float64", graphs="device").predict(zoo())
+    for one, other in zip(expected, found, strict=True):
+        assert one.energy == pytest.approx(other.energy, rel=1e-12, abs=1e-12)
+        np.testing.assert_allclose(one.forces, other.forces, rtol=1e-9, atol=1e-12)
+        assert one.scalars == pytest.approx(other.scalars, rel=1e-12, abs=1e-12)
+    with pytest.raises(NameError, match="build_edges"):
+        Predictor(bundle, task, graphs="auto").predict(zoo())  # on a CPU that is the host
+
+
 def test_units_and_references(bundle: Bundle) -> None:
     water = molecule("H2O")
     predictor = Predictor(bundle, "direct", dtype="float64")
@@ -148,6 +163,7 @@ def test_ten_lines_of_python(bundle: Bundle, tmp_path: Path) -> None:
         ({}, "which task"),
         ({"task": "direct", "dtype": "bfloat16"}, "no precision 'bfloat16'; choose float32 or float64"),
         ({"task": "direct", "device": "abacus"}, "device abacus: cannot be used here"),
+        ({"task": "direct", "graphs": "gpu"}, "graphs: must be one of auto, host, device, got 'gpu'"),
     ],
 )
 def test_bad_options(bundle: Bundle, options: dict, message: str) -> None:

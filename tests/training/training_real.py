@@ -23,6 +23,7 @@ from jmp_ds.data.store import Store, StoreWriter
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.unbuilt import BuiltOn
 from jmp_ds.models.presets import preset
 from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.losses import count_labels, loss_sums
@@ -162,10 +163,14 @@ def sources(out: Path) -> list[Source]:
 
 
 def make_loop(processes: Processes, out: Path, run_dir: Path, interrupt: int | None) -> Loop:
-    """Three epochs, two workers, edge dropout, accumulation 2; the last process signals itself amid step `interrupt`."""
+    """Three epochs, two workers, edge dropout, accumulation 2; the last process signals itself amid step `interrupt`.
+
+    The first process has its graphs from workers, the others build them on their devices.
+    """
     engine = make_engine(processes, 1, lr=3e-3, accumulation=2, clip_norm=1.0, model=model())
     data, rule = sources(out), EdgeBudget(60)
-    how = Loading(processes.rank, processes.world, 2, workers=2)
+    graphs: BuiltOn = "host" if processes.first else "device"
+    how = Loading(processes.rank, processes.world, 2, workers=2, graphs=graphs)
     calls = 0
 
     def make_loader(state: dict[str, Any] | None) -> TrainLoader:
@@ -180,7 +185,7 @@ def make_loop(processes: Processes, out: Path, run_dir: Path, interrupt: int | N
             os.kill(os.getpid(), signal.SIGTERM)
         return loss_sums(outputs, b, TASKS)
 
-    evaluation = EvalLoader(data, GRAPHS, rule, Loading(processes.rank, processes.world, 1))
+    evaluation = EvalLoader(data, GRAPHS, rule, Loading(processes.rank, processes.world, 1, graphs=graphs))
     total, epoch = make_loader(None).total, make_loader(None).epoch_length
     options = LoopOptions(
         run_dir=run_dir,
