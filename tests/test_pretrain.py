@@ -15,7 +15,7 @@ from jmp_ds.bundle import load_bundle
 from jmp_ds.config import load_pretrain
 from jmp_ds.config.checks import check_pretrain
 from jmp_ds.errors import UserError
-from jmp_ds.experiment import recompute
+from jmp_ds.experiment import recompute, session
 from jmp_ds.experiment.resume import differences
 from jmp_ds.experiment.session import primary_metric
 from jmp_ds.graphs import unbuilt
@@ -138,30 +138,30 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 def test_graphs_built_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Dropout, two workers, accumulation, batches without one of the tasks, scale factors, validation and report: the run
-    is the one with graphs from the host. (Shifts along the axes of a cubic cell have no rounding, so to the last bit.)
+    """With dropout, two workers, accumulation, batches that lack a task, scale factors and a report, the run is the one
+    with graphs from the host. Shifts along the axes of a cubic cell are not rounded, so it is so to the last bit.
     """
-    told, found, options = (
-        [],
-        [],
-        ("train.edge_dropout=0.2", "sampling={batch: {edges: 60}, workers: 2, accumulation: 2}"),
-    )
+    tasks: set[frozenset[int]] = set()
+    count = session.count_labels
+    monkeypatch.setattr(session, "count_labels", lambda b, t: tasks.add(frozenset(b.task.tolist())) or count(b, t))
+    options = ["train.edge_dropout=0.2", "train.steps=10", "model.recompute=off"]
+    options.append("sampling={batch: {edges: 44}, workers: 2, accumulation: 2}")
+    told, found = [], []
     for place in ("host", "device"):
         folder = tmp_path / place
         folder.mkdir()
-        file = write_pretrain(folder)
-        if place == "device":
-            # the builder on the host is there for the plan of memory alone, which is told off
-            monkeypatch.delattr(unbuilt, "build_edges")
-        pretrain(file, *options, f"sampling.graphs={place}", "train.steps=4", "model.recompute=off")
+        pretrain(write_pretrain(folder), *options, f"sampling.graphs={place}")
         told += [line for line in capfd.readouterr().err.splitlines() if line.startswith("graphs: ")]
-        metrics = json.loads((folder / "run" / "report" / "metrics.json").read_text())["metrics"]
+        report = json.loads((folder / "run" / "report" / "metrics.json").read_text())["metrics"]
         losses = [row["loss"] for row in read_metrics(folder / "run") if row["kind"] == "train"]
-        found.append((load_bundle(folder / "run" / "final").state, metrics, losses))
+        found.append((load_bundle(folder / "run" / "final").state, report, losses))
+        monkeypatch.setattr(unbuilt, "build_edges", None)  # the second run must do without
     assert told == ["graphs: built on the host", "graphs: built on the device"]
-    (weights, metrics, losses), (others, *rest) = found
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert [metrics, losses] == rest
+    (weights, *numbers), (other_weights, *other_numbers) = found
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert numbers == other_numbers
+    assert numbers[1]
+    assert tasks == {frozenset({0, 1}), frozenset({0}), frozenset({1})}
 
 
 def test_two_processes_through_the_launcher(tmp_path: Path) -> None:

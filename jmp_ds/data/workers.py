@@ -79,7 +79,7 @@ class BatchBuilder:
             samples = torch.tensor(drawn, dtype=torch.int64)
             dropout = BatchDropout(self._edge_dropout, seed=self._seed, epoch=work.epoch, samples=samples)
         batch = gather(structures, task_of, self._tasks, labels, dropout)
-        return batch.on_host() if self._graphs == "host" else batch
+        return batch.on_host() if self._graphs == "host" else batch.prepared()
 
 
 def built(

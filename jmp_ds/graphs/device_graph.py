@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.device_cells import Room, cell_list, room_for
+from jmp_ds.graphs.device_dropout import left_by_dropout
 from jmp_ds.graphs.device_lists import (
     Counted,
     Shifts,
@@ -34,7 +35,7 @@ from jmp_ds.graphs.device_lists import (
 from jmp_ds.graphs.device_plan import BRUTE_ROWS, Plan, plan_batch
 from jmp_ds.graphs.device_quadruplets import quadruplets
 from jmp_ds.graphs.device_search import OnDevice, Rows, brute_force, joined, on_device, positions, sent
-from jmp_ds.graphs.device_selection import Graphs, Selection, left_by_dropout, sorted_rows
+from jmp_ds.graphs.device_selection import Graphs, Selection, sorted_rows
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.radius import NOT_FINITE, IntArray, check_width

@@ -6,7 +6,6 @@ are masks over it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,8 +15,6 @@ from torch import Tensor
 
 from jmp_ds.graphs.device_plan import Plan
 from jmp_ds.graphs.device_search import Rows, sent, taken
-from jmp_ds.graphs.neighbors import EdgeDropout
-from jmp_ds.graphs.radius import IntArray
 from jmp_ds.graphs.selection import EDGE_OF_CUTOFF, TIE
 
 Each = TypeVar("Each")
@@ -159,39 +156,6 @@ class Selection:
             a2ee2a=_either_end(a2a, length, rows, self._caps.a2ee2a),
             qint=_either_end(a2a, length, rows, self._caps.qint),
         )
-
-
-def left_by_dropout(
-    dropout: Sequence[EdgeDropout | None], plan: Plan, candidates: Rows, rows: Sorted, begin: IntArray, end: IntArray
-) -> Tensor | None:
-    """What edge dropout leaves, bool [R], with the bits of the builder on the host; None where nothing is dropped.
-
-    The k-th number of a sample's stream belongs to its k-th valid row (`selection`). How many of them there are is known
-    on the device only, but not more than there are rows: so many are drawn on the host.
-
-    Args:
-        dropout: per structure.
-        plan: of the batch.
-        candidates, rows: before and after sorting.
-        begin, end: int64 [B], where the rows of every structure stand among the candidates.
-    """
-    if not any(d is not None and d.probability > 0.0 for d in dropout):
-        return None
-    device = rows.row.device
-    bits = [np.empty(0, dtype=bool)]
-    sizes = 2 * (end - begin)
-    for drop, size in zip(dropout, sizes.tolist(), strict=True):
-        drops = drop is not None and drop.probability > 0.0
-        bits.append(drop.draw(size) >= drop.probability if drop and drops else np.ones(size, dtype=bool))
-    table, table_begin = sent(np.concatenate(bits), device), sent(np.cumsum(sizes) - sizes, device)
-    before = before_each(candidates.valid)
-    first, last = before[sent(begin, device)], before[sent(end, device)]
-    structure = sent(plan.structure, device)[rows.target]
-    number = before[rows.canonical] - first[structure]
-    # the published rule goes on with the reversed rows, the invariant one drops both directions together
-    published = sent(np.array([s.symmetrize == "jmp" for s in plan.settings], dtype=bool), device)[structure]
-    number = torch.where(published & ~rows.is_canonical, number + (last - first)[structure], number)
-    return table[table_begin[structure] + torch.where(rows.valid, number, 0)]
 
 
 def before_each(mask: Tensor) -> Tensor:

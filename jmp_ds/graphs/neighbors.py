@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.graphs.radius import Candidates, FloatArray, IntArray, search
+from jmp_ds.graphs.radius import BoolArray, Candidates, FloatArray, IntArray, search
 from jmp_ds.graphs.selection import Draw, Masks, invariant_masks, published_masks, row_order, touches_tag
 from jmp_ds.graphs.settings import GraphSettings
 
@@ -60,6 +60,10 @@ class EdgeDropout:
         """The first `count` uniform numbers in [0, 1) of this sample's own random stream."""
         key = np.random.SeedSequence([self.seed, self.epoch, self.sample])
         return np.random.Generator(np.random.Philox(key)).random(count)
+
+    def kept(self, count: int) -> BoolArray:
+        """Which of the first `count` numbers leave their edge."""
+        return self.draw(count) >= self.probability
 
 
 def build_edges(

@@ -7,7 +7,7 @@ device, it travels as it is, and the trainer finishes it there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from jmp_ds.graphs.batch import Batch, Structures, TaskRows, moved
+from jmp_ds.graphs.device_dropout import DrawnDropout, numbers_to_draw
 from jmp_ds.graphs.device_graph import device_graph
+from jmp_ds.graphs.device_plan import plan_batch
 from jmp_ds.graphs.device_search import positions, taken
 from jmp_ds.graphs.graph import Graph, collate_graph
 from jmp_ds.graphs.neighbors import EdgeDropout, build_edges
@@ -35,15 +37,32 @@ class BatchDropout:
     Attributes:
         probability, seed, epoch: see there; the same for all structures.
         samples: int64 [B], see there.
+        bits: uint8, the numbers that were drawn beforehand for one structure after the other (`device_dropout`).
+        drawn: int64 [B], how many bytes of `bits` are every structure's; None where nothing was drawn.
     """
 
     probability: float
     seed: int
     epoch: int
     samples: Tensor
+    bits: Tensor | None = None
+    drawn: Tensor | None = None
 
     def of_structures(self) -> list[EdgeDropout]:
         """One value per structure."""
+        each = self._each()
+        if self.bits is None or self.drawn is None:
+            return each
+        parts = np.split(self.bits.numpy(), np.cumsum(self.drawn.numpy()))
+        return [DrawnDropout(**vars(one), bits=bits) for one, bits in zip(each, parts, strict=False)]
+
+    def with_numbers(self, counts: IntArray) -> BatchDropout:
+        """The same with so many numbers of every structure drawn, int64 [B]."""
+        each = [np.packbits(one.kept(count)) for one, count in zip(self._each(), counts.tolist(), strict=True)]
+        bits = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.uint8), *each]))
+        return replace(self, bits=bits, drawn=torch.tensor([len(own) for own in each], dtype=torch.int64))
+
+    def _each(self) -> list[EdgeDropout]:
         return [
             EdgeDropout(probability=self.probability, seed=self.seed, epoch=self.epoch, sample=sample)
             for sample in self.samples.tolist()
@@ -61,6 +80,17 @@ class Unbuilt(Structures):
 
     settings: tuple[GraphSettings, ...]
     dropout: BatchDropout | None = None
+
+    def prepared(self) -> Unbuilt:
+        """The same with all done that can be done on the host beforehand: the numbers of edge dropout are drawn.
+
+        Raises:
+            UserError: a cell that has no neighbour list.
+        """
+        if self.dropout is None:
+            return self
+        plan = plan_batch(self.natoms.tolist(), self.cell.numpy(), self.pbc.numpy(), self._settings_of_structures())
+        return replace(self, dropout=self.dropout.with_numbers(numbers_to_draw(plan)))
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, its graph built there. Waits for the device once (see `device_graph`).

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jmp_ds.errors import UserError
 from jmp_ds.graphs import device_cells, device_graph
 from jmp_ds.graphs.assemble import assemble, gather
+from jmp_ds.graphs.device_dropout import numbers_to_draw
+from jmp_ds.graphs.device_plan import plan_batch
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
 from jmp_ds.graphs.settings import GraphSettings, published
@@ -192,8 +194,24 @@ def test_dropout_of_a_batch_is_that_of_its_structures():
     expected = on_host(cases, dropping(6))
     assert differences(expected, batch.on_host().graph) == []
     assert differences(expected, batch.to("cpu").graph) == []
+    assert differences(expected, batch.prepared().prepared().to("cpu").graph) == []
     for changed in (replace(dropout, seed=4), replace(dropout, epoch=2), replace(dropout, samples=torch.arange(6) + 1)):
         assert differences(expected, replace(batch, dropout=changed).to("cpu").graph) != []
+
+
+@pytest.mark.parametrize("density", [0.12, 0.002])
+def test_numbers_drawn_beforehand(monkeypatch, density):
+    """The same edges go, and nothing is drawn any more unless a cell list needs more room than was made for it."""
+    cases, brute_rows, draw, counts = mixed(), 3000, EdgeDropout.draw, []
+    monkeypatch.setattr(device_cells, "DENSITY", density)
+    pbc, cells = np.array([c.pbc for c in cases]), np.array([c.cell for c in cases])
+    plan = plan_batch([len(c.pos) for c in cases], cells, pbc, [c.settings for c in cases], brute_rows)
+    drawn = BatchDropout(0.3, 3, 1, torch.arange(6)).with_numbers(numbers_to_draw(plan)).of_structures()
+    monkeypatch.setattr(EdgeDropout, "draw", lambda self, count: counts.append(count) or draw(self, count))
+    found = on_tensors(cases, drawn, brute_rows=brute_rows).graph
+    assert bool(counts) == (density < 0.1)
+    assert any(plan.large)
+    assert differences(on_host(cases, dropping(6)), found) == []
 
 
 # --- one transfer -----------------------------------------------------------------------------------------------------
