@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ase.io
 import pytest
 import torch
 import yaml
@@ -22,6 +23,7 @@ from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.cli.app import app
 from jmp_ds.cli.launching import deepspeed_command
 from jmp_ds.cli.train_verbs import divide
+from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.presets import preset
 from jmp_ds.models.scaling import scale_factors
@@ -218,6 +220,29 @@ def test_a_bundle_is_shown_and_evaluated(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "molecules/energy_mae" in result.output
     assert (tmp_path / "report" / "parity.png").is_file()
+
+
+def test_graphs_on_the_device_change_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions, errors and fitted scale factors are the same but for rounding; a third place is refused."""
+    bundle, bare, store = folder / "bundle", tiny_bundle(tmp_path / "bare", fitted=False), folder / "molecules"
+    write(tmp_path / "in.xyz", [Atoms("CO", [[0, 0, 0], [0, 0, 1.1]])], format="extxyz")
+    energies, metrics, states = [], [], []
+    for place in ("host", "device"):
+        files, options = (tmp_path / "in.xyz", tmp_path / f"{place}.xyz"), ("--graphs", place, "--dtype", "float64")
+        for result in (
+            run("predict", bundle, *files, "--task", "molecules", *options),
+            run("evaluate", bundle, store, "--report", tmp_path / place, *options),
+            run("fit-scales", bare, f"molecules={store}", "--output", tmp_path / f"fit-{place}", "--graphs", place),
+        ):
+            assert result.exit_code == 0, result.output
+        energies.append(ase.io.read(files[1]).get_potential_energy())
+        states.append(load_bundle(tmp_path / f"fit-{place}").state)
+        metrics.append(json.loads((tmp_path / place / "metrics.json").read_text()))
+        monkeypatch.setattr(unbuilt, "build_edges", None)  # the second round must do without
+    assert energies[0] == pytest.approx(energies[1], rel=1e-12)
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-9)
+    assert all(torch.allclose(states[0][name], states[1][name], rtol=1e-6) for name in states[0])
+    assert run("predict", bundle, *files, "--graphs", "gpu").exit_code == 2
 
 
 def test_predict_writes_every_structure_in_order(folder: Path, tmp_path: Path) -> None:

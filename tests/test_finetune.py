@@ -17,6 +17,7 @@ from jmp_ds.config.checks import check_finetune
 from jmp_ds.errors import UserError
 from jmp_ds.experiment.transfer import part_of, transfer_weights
 from jmp_ds.finetune import run_finetune
+from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings, published
 from jmp_ds.models.presets import preset
 from jmp_ds.models.scaling import scale_factors
@@ -110,6 +111,23 @@ def test_parts_are_blocks_and_heads() -> None:
     assert part_of("backbone.int_blocks.0.dense.weight") == "backbone.int_blocks.0"
     assert part_of("backbone.embedding.weight") == "backbone.embedding"
     assert part_of("heads.a.energy.layers.0.weight") == "heads.a.energy"
+
+
+def test_graphs_built_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient forces, validation and test metrics are those of graphs from the host."""
+    save_bundle(bundle_of(source_task()), tmp_path / "bundle")
+    file = write_finetune(tmp_path, {"bundle": str(tmp_path / "bundle"), "heads": "new"})
+    found = []
+    for place in ("host", "device"):
+        finetune(
+            file, "train.epochs=1", "model.recompute=off", f"sampling.graphs={place}", f"run.dir={tmp_path / place}"
+        )
+        report = json.loads((tmp_path / place / "report" / "metrics.json").read_text())["metrics"]
+        found.append((report, load_bundle(tmp_path / place / "final").state))
+        monkeypatch.setattr(unbuilt, "build_edges", None)  # the second run must do without
+    assert set(found[0][0]) == {"val", "test"}
+    assert found[0][0] == found[1][0]  # molecules: no shifts, no rounding
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
 
 
 def test_a_bundle_without_force_branch_gets_a_fitted_one(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ class Loop:
         step = window.structures if self._by_structures else 1
         rates = self.schedule.rates(self._schedule_position(), step / self.options.schedule_unit)
         self.engine.set_rates(rates)
+        # graphs left to the device are built before the step, when the device has no other work to be waited for
         batches = [batch.to(self._processes.device) for batch in window.batches]
         result = self.engine.step(batches, total_counts, self._loss_sums)
         self.position.step += 1

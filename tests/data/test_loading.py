@@ -205,6 +205,8 @@ def test_graphs_left_to_the_device(sources: list[Source], workers: int, method: 
     left = a_loader(sources, rule, **how, workers=workers, start_method=method, graphs="device")
     for a, b in zip(expected, (b for step in left for b in step.batches), strict=True):
         assert isinstance(b, Unbuilt)
+        assert b.dropout is not None
+        assert b.dropout.bits is not None, "the worker has not drawn the numbers"
         assert (b.ids, b.num_structures, count_labels(b, tasks)) == (a.ids, a.num_structures, count_labels(a, tasks))
         assert_same(a, b.to("cpu"), rounded="shift")
 

@@ -183,6 +183,9 @@ def test_batches_are_assembled_with_it():
         expected = assemble(*arguments)
         assert count == 0 or bool(expected.rows["task 2"].edges.any())
         assert differences(expected, assemble(*arguments, build_on="cpu"), "batch") == []
+        for number, (name, _) in enumerate(tasks):
+            of_edge = expected.task[expected.structure[expected.graph.main.target]]
+            assert expected.rows[name].edges.tolist() == [e for e, t in enumerate(of_edge.tolist()) if t == number]
 
 
 def test_dropout_of_a_batch_is_that_of_its_structures():
