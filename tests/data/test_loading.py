@@ -319,7 +319,8 @@ def test_no_process_is_left_behind(sources: list[Source]) -> None:
 
 def test_workers_do_not_die_of_the_groups_signals(sources: list[Source]) -> None:
     steps = iter(a_loader(sources, epochs=20, workers=2))
-    next(steps)
+    for _ in range(2):  # workers take turns: now both are at work
+        next(steps)
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGINT)
         os.kill(child.pid or 0, signal.SIGTERM)
