@@ -26,7 +26,7 @@ from jmp_ds.models.presets import preset
 from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
-from jmp_ds.training.ds_config import DeepSpeedConfig, load_ds_config
+from jmp_ds.training.ds_config import DeepSpeedConfig, check_device, load_ds_config
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,9 @@ def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
     """The DeepSpeed file, which refuses gradient forces at ZeRO-3 among others."""
     gradient = any(t.forces is not None and t.forces.kind == "gradient" for t in resolved.config.tasks.values())
     try:
-        return load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
+        config = load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
+        device = resolved.config.run.device
+        check_device(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        return config
     except UserError as error:
         raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
