@@ -1,6 +1,7 @@
 """Drives DeepSpeed: starts the processes, wraps a model, makes steps from windows of batches.
 
-With `masters.py` (where the weights are) and `units.py` (ZeRO 3) it is all that knows DeepSpeed. What it relies on, and what it avoids, is measured: specification deepspeed.md, sections 0, 1, 2, 7 and 12.
+With `masters.py` (where the weights are) and `units.py` (ZeRO 3) it is all that knows DeepSpeed. What it relies on, and
+what it avoids, is measured: specification deepspeed.md, sections 0, 1, 2, 7 and 12.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class Engine:
         )
         if self.stage == 3:
             only_units_have_hooks(model, parts, self._engine.optimizer.parameter_offload)
-        self._masters = masters_of(self._engine, self.stage, config.narrow)
+        self._masters = masters_of(self._engine, self.stage, narrow=config.narrow is not None)
         if exact:  # DeepSpeed has made the masters from rounded weights
             self._masters.take(exact, processes.rank)
         self._step_norm = 0.0
@@ -359,7 +360,8 @@ def _optimizer(
     except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
         raise UserError(
             f"{config.source}: zero_optimization.offload_optimizer needs DeepSpeed's Adam for CPUs, which could not be "
-            f"compiled ({error}); install a C++ compiler and ninja, or set zero_force_ds_cpu_optimizer: false, which is slower"
+            f"compiled ({error}); install a C++ compiler and ninja, or set"
+            " zero_force_ds_cpu_optimizer: false (slower)"
         ) from None
 
 

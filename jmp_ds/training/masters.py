@@ -89,10 +89,12 @@ class _Whole(Masters):
         self._parameters = list(parameters)
 
     def layout(self, rank: int) -> Layout:
+        """See `Masters`."""
         return [[Piece(self._names[id(p)], 0, p.numel(), 0)] for p in self._parameters]
 
     @torch.no_grad()
     def show(self, weights: Sequence[Tensor]) -> None:
+        """See `Masters`."""
         for parameter, weight in zip(self._parameters, weights, strict=True):
             parameter.copy_(weight)
 
@@ -103,6 +105,7 @@ class Parameters(_Whole):
     inside_model = True
 
     def tensors(self) -> list[Tensor]:
+        """See `Masters`."""
         return [p.detach() for p in self._parameters]
 
 
@@ -115,6 +118,7 @@ class Copies(_Whole):
         self._wrapper = wrapper
 
     def tensors(self) -> list[Tensor]:
+        """See `Masters`."""
         return [master.detach() for group in self._wrapper.fp32_groups for master in group]
 
 
@@ -127,9 +131,11 @@ class Partitions(Masters):
         self._zero = zero
 
     def tensors(self) -> list[Tensor]:
+        """See `Masters`."""
         return [p.detach() for p in self._zero.single_partition_of_fp32_groups]
 
     def show(self, weights: Sequence[Tensor]) -> None:
+        """See `Masters`."""
         masters = self._zero.single_partition_of_fp32_groups
         self._zero.single_partition_of_fp32_groups = list(weights)
         try:
@@ -138,6 +144,7 @@ class Partitions(Masters):
             self._zero.single_partition_of_fp32_groups = masters
 
     def layout(self, rank: int) -> Layout:
+        """See `Masters`."""
         result: Layout = []
         for parameters, size in zip(self._zero.round_robin_bit16_groups, self._zero.partition_size, strict=True):
             first, pieces, position = rank * size, [], 0
@@ -162,10 +169,12 @@ class PartitionedParameters(Masters):
         self.inside_model = all(narrow is master for narrow, master in pairs)
 
     def tensors(self) -> list[Tensor]:
+        """See `Masters`."""
         return [p.detach() for p in self._zero.fp32_partitioned_groups_flat]
 
     @torch.no_grad()
     def show(self, weights: Sequence[Tensor]) -> None:
+        """See `Masters`."""
         self._zero.parameter_offload.partition_all_parameters()
         for number, weight in enumerate(weights):
             self._zero.fp16_partitioned_groups_flat[number].data.copy_(weight)
@@ -175,6 +184,7 @@ class PartitionedParameters(Masters):
             kept_whole[0].all_gather(kept_whole)
 
     def layout(self, rank: int) -> Layout:
+        """See `Masters`."""
         result: Layout = []
         for parameters in self._zero.fp16_groups:
             pieces, offset = [], 0

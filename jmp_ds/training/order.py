@@ -58,7 +58,9 @@ class OrderGuard:
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         orders = self._processes.gather("\n".join(ready))
         first, other = orders[0].split("\n"), orders[odd[0]].split("\n")
-        at = next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other))
+        )
         names = [order[at] if at < len(order) else "nothing" for order in (first, other)]
         return (
             f"processes compute gradients in different orders (process 0 and {odd[0]} differ from number {at + 1} on: "

@@ -98,31 +98,27 @@ def section(results: list[tuple[Cell, Verdict]], minutes: float, command: str) -
         name for _, v in results if v.outcome == "refused" for name, text in ALLOWED.items() if text in v.reason
     )
     versions = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "torch"))
+    outcomes = f"{count['passed']} passed, {count['refused']} were refused before the run, {count['failed']} failed"
+    lines = "\n".join(table(results))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return "\n".join(
-        [
-            BEGIN,
-            "## The matrix",
-            "",
-            f"**{count['passed']} cells passed, {count['refused']} were refused before the run, {count['failed']} failed**, of "
-            f"{len(results)}. Refused: "
-            + ", ".join(f"{n} for {name}" for name, n in reasons.items())
-            + " (a cell that is both counts once).",
-            "",
-            f"{today}; {versions}, Python {platform.python_version()}, {os.cpu_count()} cores; {minutes:.0f} minutes; `{command}`.",
-            "",
-            *table(results),
-            "",
-            f"Every row: 1, 2 and 3 processes × accumulation 1 and 2 × recomputation on and off × all tasks everywhere, a task "
-            f"missing on the last process, the last process without structures. A cell makes {STEPS} steps with clipping by "
-            "norm, learning rates by depth, weight decay on some groups, and averaged weights. The figures are relative L2 "
-            "distances from one process without DeepSpeed in float64, the largest among the row's cells; the last column is "
-            "that of weights and averages (in reduced precision the median of their change). In float32 every tensor must be "
-            "within 3 times the error of one process in float32, and within 1e-5; else the median within 2e-2. "
-            "Each cell is a line of [scale/matrix.csv](scale/matrix.csv).",
-            END,
-        ]
-    )
+    refused = ", ".join(f"{n} for {name}" for name, n in reasons.items())
+    return f"""{BEGIN}
+## The matrix
+
+**{outcomes}**, of {len(results)} cells. Refused: {refused} (gradient forces in fp16 at stage 3 count as the former).
+
+{today}; {versions}, Python {platform.python_version()}, {os.cpu_count()} cores; {minutes:.0f} minutes: `{command}`.
+
+{lines}
+
+Every row: 1, 2 and 3 processes × accumulation 1 and 2 × recomputation on and off × all tasks everywhere, a task missing on
+the last process, the last process without structures. A cell makes {STEPS} steps of a small network of the published
+architecture with clipping by norm, learning rates by depth, weight decay on some groups, and averaged weights. The figures
+are relative L2 distances from one process without DeepSpeed in float64, the largest among the row's cells; the last column
+is that of weights and averages (in reduced precision the median of their change). In float32 every tensor must be within
+3 times the error of one process in float32, and within 1e-5; else the median within 2e-2. Each cell is a line of
+[scale/matrix.csv](scale/matrix.csv).
+{END}"""
 
 
 def write(results: list[tuple[Cell, Verdict]], out: Path, text: str) -> None:
@@ -156,9 +152,8 @@ def main() -> None:
     minutes = (time.monotonic() - begun) / 60
     write(results, arguments.out, section(results, minutes, "python tests/training/matrix.py --out docs"))
     failed = [(cell, verdict) for cell, verdict in results if verdict.outcome == "failed"]
-    for cell, verdict in failed:
-        print(cell, verdict.reason)
-    print(f"{len(results)} cells, {len(failed)} failed, {minutes:.1f} minutes")
+    told = [f"{cell} {verdict.reason}\n" for cell, verdict in failed]
+    sys.stdout.write("".join(told) + f"{len(results)} cells, {len(failed)} failed, {minutes:.1f} minutes\n")
     sys.exit(1 if failed else 0)
 
 

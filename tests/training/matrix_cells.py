@@ -131,7 +131,7 @@ def counts(numbers: Window, forces: str) -> dict[str, int]:
     return {group: sum(c[group] for c in found) for group in found[0]}
 
 
-def alone(numbers: Window, forces: str, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+def alone(numbers: Window, forces: str, dtype: torch.dtype, clip: float | None = CLIP) -> dict[str, dict[str, Tensor]]:
     """What one process gives without DeepSpeed: clipped gradients of the first step, weights and averages after all."""
     network = model(forces).to(dtype).train()
     together, n = batch(*(i for rank in numbers for own in rank for i in own)), counts(numbers, forces)
@@ -150,7 +150,7 @@ def alone(numbers: Window, forces: str, dtype: torch.dtype) -> dict[str, dict[st
         for parameter in named.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        torch.nn.utils.clip_grad_norm_(named.values(), CLIP)
+        torch.nn.utils.clip_grad_norm_(named.values(), float("inf") if clip is None else clip)
         gradients = gradients or {name: p.grad.clone() for name, p in named.items()}
         for settings, group in zip(optimizer.param_groups, own, strict=True):
             settings["lr"] = OPTIMIZER.lr * group.multiplier * factor
@@ -161,6 +161,7 @@ def alone(numbers: Window, forces: str, dtype: torch.dtype) -> dict[str, dict[st
 
 
 def make(cell: Cell, processes: Processes, config: DeepSpeedConfig | None = None) -> Engine:
+    """An engine for a cell, or for a file of its own."""
     network = model(cell.forces, cell.recompute)
     options = EngineOptions(ds_config=config or config_of(cell), accumulation=cell.accumulation, clip_norm=CLIP)
     return Engine(network, groups(network), OPTIMIZER, options, processes)
@@ -249,7 +250,9 @@ def judge(cell: Cell, ours: dict[str, dict[str, Tensor]], oracle: dict[str, dict
             steps += [distance(ours[kind][n] - start[n], exact[kind][n] - start[n]) for n in used]
         after = float(torch.tensor(steps or [0.0]).median())
         if not max(float(values.median()), after) <= 2e-2:
-            problems.append(f"median distance {float(values.median()):.1e}, of the change of weights {after:.1e} > 2e-2")
+            problems.append(
+                f"median distance {float(values.median()):.1e}, of the change of weights {after:.1e} > 2e-2"
+            )
         if used and not float(values.median()) > 1e-5:
             problems.append("that was not reduced precision")
     outcome = "failed" if problems else "passed"
