@@ -10,7 +10,7 @@ import pytest
 import torch
 from matrix_cells import alone, judge, window
 from training_spawn import run
-from training_zero import tied
+from training_zero import SAVED, tied
 
 from jmp_ds.training.ds_config import load_ds_config, shipped_configs
 
@@ -61,6 +61,11 @@ def test_shipped_files_train(zero: list, name: str) -> None:
     oracle = {kind: alone(window(cell), cell.forces, dtype) for kind, dtype in kinds.items()}
     verdict = judge(cell, ours["ours"], oracle)
     assert verdict.outcome == "passed", verdict.reason
+
+
+@pytest.mark.parametrize(("stage", "precision"), SAVED)
+def test_checkpoints_bring_everything_back(zero: list, stage: int, precision: str) -> None:
+    assert all(rank["saved"][f"{stage}/{precision}"] for rank in zero)
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])

@@ -14,8 +14,8 @@ from training_toy import ToyModel, batch, loss_sums, total_counts
 from jmp_ds.training.ds_config import load_ds_config
 from jmp_ds.training.ema import Ema
 from jmp_ds.training.engine import Engine, EngineOptions, start_processes, stop_processes
-from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.masters import whole
+from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.processes import Processes
 
 #: name → structures of every process and micro-batch: [rank][micro-batch][structures].

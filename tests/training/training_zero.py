@@ -116,6 +116,32 @@ def shipped(processes: Processes, names: list[str]) -> dict[str, Any]:
     return result
 
 
+#: Kinds of masters that a checkpoint must bring back.
+SAVED = [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "float32"), (3, "autocast"), (3, "bf16")]
+
+
+def saved(processes: Processes, out: Path) -> dict[str, bool]:
+    """Whether a new engine that loads a checkpoint goes on as the one that wrote it, bit by bit."""
+    result = {}
+    for stage, precision in SAVED:
+        cell = replace(CELL, stage=stage, precision=precision)
+        name, first = f"{stage}/{precision}", make(cell, processes)
+        step(first, cell)
+        first.save(out / name.replace("/", "_"), "one")
+        processes.barrier()
+        step(first, cell)
+        second = make(cell, processes)
+        second.load(out / name.replace("/", "_"), "one")
+        step(second, cell)
+        pairs = zip(first.masters(), second.masters(), strict=True)
+        numbers = batch(0, 1)
+        outputs = [engine.evaluate(numbers)["slabs"]["energy"] for engine in (first, second)]
+        result[name] = all(torch.equal(a, b) for a, b in pairs) and torch.equal(*outputs)
+        first._engine.destroy()
+        second._engine.destroy()
+    return result
+
+
 def disordered(processes: Processes) -> dict[str, str]:
     """What is said of models that use their heads in another order on one process, or not at all."""
     result = {}
@@ -138,6 +164,7 @@ def everything(out: str, names: list[str]) -> None:
         "residents": residents(processes),
         "float64": in_float64(processes),
         "shipped": shipped(processes, names),
+        "saved": saved(processes, Path(out)),
         "disordered": disordered(processes),
     }
     torch.save(results, Path(out) / f"zero_{processes.rank}.pt")
