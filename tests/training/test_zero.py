@@ -61,6 +61,7 @@ def test_shipped_files_train(zero: list, name: str) -> None:
     oracle = {kind: alone(window(cell), cell.forces, dtype) for kind, dtype in kinds.items()}
     verdict = judge(cell, ours["ours"], oracle)
     assert verdict.outcome == "passed", verdict.reason
+    assert ours["same_constants"], "constants of the geometry were rounded"
 
 
 @pytest.mark.parametrize(("stage", "precision"), SAVED)

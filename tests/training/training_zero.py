@@ -111,9 +111,15 @@ def shipped(processes: Processes, names: list[str]) -> dict[str, Any]:
         precision = config.narrow or ("autocast" if config.autocast else "float32")
         cell = replace(CELL, stage=config.stage, forces=forces, precision=precision)
         engine = make(cell, processes, config)
-        result[name] = {"cell": cell, "ours": together(engine, cell)}
+        result[name] = {"cell": cell, "ours": together(engine, cell), "same_constants": same_constants(engine, forces)}
         engine._engine.destroy()
     return result
+
+
+def same_constants(engine: Any, forces: str) -> bool:
+    """Whether scale factors and the constants of the bases have the precision and the values they were made with."""
+    pairs = zip(engine.module.named_buffers(), model(forces).named_buffers(), strict=True)
+    return all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 #: Kinds of masters that a checkpoint must bring back.
