@@ -3,17 +3,20 @@
     python tests/training/matrix.py --out docs
 
 writes docs/scale/matrix.csv, a line per cell, and the section "The matrix" of docs/scale.md. One start of processes per
-world size walks all its cells. Set OMP_NUM_THREADS=1 where cores are few.
+world size walks all its cells. `--continue` keeps the lines that are there, but for failed ones. Set
+OMP_NUM_THREADS=1 where cores are few.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import datetime
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -105,9 +108,9 @@ def section(results: list[tuple[Cell, Verdict]], minutes: float, command: str) -
     return f"""{BEGIN}
 ## The matrix
 
-**{outcomes}**, of {len(results)} cells. Refused: {refused} (gradient forces in fp16 at stage 3 count as the former).
+**{outcomes}**, of {len(results)} cells. Refused: {refused} (what is both counts as gradient forces).
 
-{today}; {versions}, Python {platform.python_version()}, {os.cpu_count()} cores; {minutes:.0f} minutes: `{command}`.
+{today}; {versions}, Python {platform.python_version()}, {os.cpu_count()} cores; {minutes:.1f} minutes: `{command}`.
 
 {lines}
 
@@ -116,8 +119,8 @@ the last process, the last process without structures. A cell makes {STEPS} step
 architecture with clipping by norm, learning rates by depth, weight decay on some groups, and averaged weights. The figures
 are relative L2 distances from one process without DeepSpeed in float64, the largest among the row's cells; the last column
 is that of weights and averages (in reduced precision the median of their change). In float32 every tensor must be within
-3 times the error of one process in float32, and within 1e-5; else the median within 2e-2. Each cell is a line of
-[scale/matrix.csv](scale/matrix.csv).
+3 times the error of one process in float32 (the larger one of two orders of the structures, at least one rounding, 2⁻²⁴) and
+within 1e-5; in reduced precision the median within 2e-2. Each cell is a line of [scale/matrix.csv](scale/matrix.csv).
 {END}"""
 
 
@@ -139,17 +142,36 @@ def write(results: list[tuple[Cell, Verdict]], out: Path, text: str) -> None:
         page.write_text(f"{old.rstrip()}\n\n{text}\n")
 
 
+def earlier(out: Path) -> tuple[dict[Cell, Verdict], float]:
+    """What an earlier run found, but for failed cells, and how many minutes it took."""
+    result = {}
+    kinds: dict[str, Any] = {"int": int, "str": str, "bool": lambda text: text == "True", "float": float}
+    with (out / "scale" / "matrix.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            made = [
+                kind(**{f.name: kinds[str(f.type)](row[f.name]) for f in dataclasses.fields(kind)})
+                for kind in (Cell, Verdict)
+            ]
+            if made[1].outcome != "failed":
+                result[made[0]] = made[1]
+    found = re.search(r"([\d.]+) minutes: `", (out / "scale.md").read_text())
+    return result, float(found.group(1)) if found else 0.0
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of scale.md")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="keep what has passed or was refused")
     parser.add_argument("--world", type=int, action="append", help="only these numbers of processes")
     parser.add_argument("--every", type=int, default=1, help="only every n-th cell, for a trial")
     arguments = parser.parse_args()
     begun = time.monotonic()
     cells = [cell for cell in all_cells() if not arguments.world or cell.world in arguments.world][:: arguments.every]
-    results = run(cells)
-    minutes = (time.monotonic() - begun) / 60
+    known, spent = earlier(arguments.out) if arguments.go_on else ({}, 0.0)
+    known |= dict(run([cell for cell in cells if cell not in known]))
+    results = [(cell, known[cell]) for cell in cells]
+    minutes = spent + (time.monotonic() - begun) / 60
     write(results, arguments.out, section(results, minutes, "python tests/training/matrix.py --out docs"))
     failed = [(cell, verdict) for cell, verdict in results if verdict.outcome == "failed"]
     told = [f"{cell} {verdict.reason}\n" for cell, verdict in failed]

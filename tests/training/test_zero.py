@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from matrix_cells import alone, judge, window
+from matrix_cells import judge, oracle_of, window
 from training_spawn import run
 from training_zero import SAVED, tied
 
@@ -57,9 +57,7 @@ def test_shipped_files_train(zero: list, name: str) -> None:
         pytest.skip("DeepSpeed's Adam for CPUs is not compiled here (ds_configs/README.md says how)")
     ours = zero[0]["shipped"][name]
     cell = ours["cell"]
-    kinds = {"float64": torch.float64, "float32": torch.float32}
-    oracle = {kind: alone(window(cell), cell.forces, dtype) for kind, dtype in kinds.items()}
-    verdict = judge(cell, ours["ours"], oracle)
+    verdict = judge(cell, ours["ours"], oracle_of(window(cell), cell.forces))
     assert verdict.outcome == "passed", verdict.reason
     assert ours["same_constants"], "constants of the geometry were rounded"
 
