@@ -19,6 +19,8 @@ class ModelSize(StrEnum):
 
     jmp_s = "jmp-s"
     jmp_l = "jmp-l"
+    jmp_xl = "jmp-xl"
+    jmp_xxl = "jmp-xxl"
     tiny = "tiny"
 
 

@@ -43,7 +43,9 @@ class ModelGraphConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    preset: Literal["tiny", "jmp-s", "jmp-l"] = Field(default="tiny", description="size of the network")
+    preset: Literal["tiny", "jmp-s", "jmp-l", "jmp-xl", "jmp-xxl"] = Field(
+        default="tiny", description="size of the network"
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="fields of the preset's backbone to change, e.g. {num_blocks: 3}"
     )
