@@ -5,6 +5,7 @@ from __future__ import annotations
 from jmp_ds.cli import bench_verbs, convert_verbs, data_verbs, model_verbs, train_verbs
 from jmp_ds.cli.base import new_group
 from jmp_ds.cli.doctor import doctor
+from jmp_ds.cli.plan_verb import plan
 
 app = new_group("Joint multi-domain pre-training of GemNet-OC: data, training, fine-tuning, prediction.")
 app.add_typer(data_verbs.group, name="data")
@@ -18,6 +19,7 @@ for verb, name in (
     (model_verbs.fit_scales, "fit-scales"),
     (model_verbs.import_jmp, "import-jmp"),
     (model_verbs.show, "show"),
+    (plan, "plan"),
     (doctor, "doctor"),
 ):
     app.command(name, no_args_is_help=name != "doctor")(verb)

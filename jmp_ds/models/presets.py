@@ -6,8 +6,8 @@ from jmp_ds.models.config import BackboneConfig
 
 #: `jmp-s` and `jmp-l` are the published sizes (specification section 1); `tiny` trains in seconds on a CPU.
 #: `jmp-xl` (1.05 billion parameters) and `jmp-xxl` (4.99 billion) are ours and untrained. They go on as from S to L: wider
-#: edges and more blocks, wider outputs of triplets. What sums over neighbours carry stays as in L, so that kernels and tables
-#: of geometry do not grow.
+#: edges and more blocks, wider outputs of triplets. What sums over neighbours carry stays as in L, so that kernels and
+#: tables of geometry do not grow.
 PRESETS: dict[str, BackboneConfig] = {
     "jmp-s": BackboneConfig(),
     "jmp-l": BackboneConfig(
