@@ -30,7 +30,7 @@ from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
-VERBS = ["data", "pretrain", "finetune", "evaluate", "predict", "fit-scales", "import-jmp", "show", "doctor"]
+VERBS = ["data", "pretrain", "finetune", "evaluate", "predict", "fit-scales", "import-jmp", "show", "plan", "doctor"]
 
 
 def run(*arguments: str | Path) -> Result:

@@ -51,7 +51,9 @@ def compare(files: Sequence[Path], fit: Sequence[Path]) -> list[Compared]:
 
 def prediction_table(found: Sequence[Compared]) -> Table:
     """Errors in per cent."""
-    rows = [(c.name, _percent(c.saved), _percent(c.peak), _percent(c.time), "yes" if c.fitted else "no") for c in found]
+    rows: list[tuple[str, ...]] = [
+        (c.name, _percent(c.saved), _percent(c.peak), _percent(c.time), "yes" if c.fitted else "no") for c in found
+    ]
     columns = ("step", "kept activations", "peak", "forward and backward", "fitted to")
     return Table("predicted against measured, deviation in %", columns, rows)
 

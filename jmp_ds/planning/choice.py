@@ -134,6 +134,8 @@ def _left_out(found: Sequence[Prediction]) -> list[str]:
 def _what_to_change(found: Sequence[Prediction], device: Device, cluster: Cluster) -> list[str]:
     """Nothing fits: by how much, and what would help."""
     allowed = [p for p in found if not p.refused]
+    if not allowed:
+        return ["Nothing is left: ask for another stage."]
     least = min(allowed, key=lambda p: p.memory.total)
     s, states = least.setting, least.memory.states
     lines = [
@@ -146,16 +148,19 @@ def _what_to_change(found: Sequence[Prediction], device: Device, cluster: Cluste
         if edges:
             lines.append(f"Take micro-batches of at most about {edges} edges (sampling.batch) and raise accumulation.")
             return lines
-    return [*lines, _more_devices(least, device, cluster)]
+    return [*lines, _more_devices(least, allowed, device, cluster)]
 
 
-def _more_devices(least: Prediction, device: Device, cluster: Cluster) -> str:
+def _more_devices(least: Prediction, allowed: Sequence[Prediction], device: Device, cluster: Cluster) -> str:
     """Parameters, gradients and optimiser alone are too large."""
     states = least.memory.states
     words = f"Parameters, gradients and optimiser alone take {max(states.in_backward, states.in_step) / GIB:.1f} GiB"
     world = least.setting.world
     while (world := 2 * world) <= 65536:
-        setting = replace(least.setting, world=world, batch=with_edges(least.setting.batch, 1))
-        if predict(setting, device, cluster).fits:
-            return f"{words}: take {world} devices or more at stage {setting.stage}, or 16-bit parameters, or offload."
+        for p in allowed:
+            setting = replace(p.setting, world=world, batch=with_edges(p.setting.batch, 1))
+            if predict(setting, device, cluster).fits:
+                return (
+                    f"{words}: take {world} devices or more at stage {setting.stage}, or 16-bit parameters, or offload."
+                )
     return f"{words}, and more devices do not help: take a device with more memory, 16-bit parameters, or offload."

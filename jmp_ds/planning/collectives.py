@@ -1,7 +1,8 @@
 """What processes send each other in an optimiser step, and how long that takes.
 
 DeepSpeed's stages 1 and 2 sum gradients by all-reduce (`use_multi_rank_bucket_allreduce`, its default), not by
-reduce-scatter, so that they send half as much again as stage 0; counted in two processes by tests/planning/test_states.py.
+reduce-scatter, so that they send half as much again as stage 0; counted in two processes by
+tests/training/test_held_states.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a process holds of the model and its training: parameters, gradients, optimiser, by ZeRO stage and precision.
 
 The rules are those of DeepSpeed 0.19.8 under this project's engine (AdamW, moving average as shards of the masters), read
-in its source and counted in processes for stages 0 to 2 (tests/planning/test_states.py). Stage 3 is from its estimator and
-its defaults alone.
+in its source and counted in processes for stages 0 to 2 (tests/training/test_held_states.py). Stage 3 is from its
+estimator and its defaults alone.
 """
 
 from __future__ import annotations
