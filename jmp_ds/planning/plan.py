@@ -9,7 +9,7 @@ from jmp_ds.models.counts import Forces
 from jmp_ds.planning.batches import BatchPlan, head_rows
 from jmp_ds.planning.devices import Cluster, Device
 from jmp_ds.planning.duration import StepTime, step_time
-from jmp_ds.planning.memory import USABLE, kept_numbers, parameter_count, working_bytes
+from jmp_ds.planning.memory import USABLE, kept_bytes, parameter_count, working_bytes
 from jmp_ds.planning.states import PRECISIONS, ModelStates, PrecisionName, Stage, model_states
 
 
@@ -149,7 +149,7 @@ def process_memory(setting: Setting, parameters: int) -> ProcessMemory:
     """
     counts, sizes, how = setting.batch.counts, setting.sizes, PRECISIONS[setting.precision]
     heads = head_rows(counts, setting.tasks, setting.forces)
-    kept = kept_numbers(sizes, counts, heads, padded=setting.padded).bytes(setting.forces, how.feature)
+    kept = kept_bytes(sizes, counts, heads, setting.forces, itemsize=how.feature, padded=setting.padded)
     copies = 0 if setting.recompute else int(how.copies * parameters)
     workspace = working_bytes(sizes, counts, setting.forces, itemsize=how.feature, padded=setting.padded)
     states = model_states(parameters, setting.stage, setting.world, setting.precision)
