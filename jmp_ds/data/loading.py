@@ -165,6 +165,10 @@ class TrainLoader:
         """(epoch, plan) of every step from the present state on, without reading any structure."""
         return ((ahead.epoch, plan) for ahead, plan in self._plans())
 
+    def orders(self) -> Iterator[Work]:
+        """This rank's micro-batches from the present state on, as they are told to workers; no structure is read."""
+        return self._orders(deque(maxlen=1))
+
     def _plans(self) -> Iterator[tuple[LookAhead, StepPlan]]:
         """What is drawn, and how it is shared out, step by step."""
         position, length = self._position, len(self.mixture)
@@ -172,6 +176,7 @@ class TrainLoader:
         for epoch in range(self._epoch, self.epochs):
             ahead = LookAhead(self.mixture, self.sources, epoch)
             while position < length:
+                ahead.move_to(position)
                 plan = plan_step(ahead.costs, length, position, self.rule, how.world, how.accumulation)
                 yield ahead, plan
                 position = plan.stop

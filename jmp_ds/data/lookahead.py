@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.data.mixture import Items, Mixture
+from jmp_ds.data.mixture import Mixture
 from jmp_ds.data.sources import Source
 
 Ints = NDArray[np.int64]
@@ -16,46 +16,46 @@ _BLOCK = 8192
 
 
 class LookAhead:
-    """A view of one epoch that moves forward: blocks are made when they are asked for, and forgotten once passed."""
+    """A view of one epoch that moves forward: blocks are made when they are asked for, and kept until `move_to`."""
 
     def __init__(self, mixture: Mixture, sources: Sequence[Source], epoch: int) -> None:
         """Args: the order, its sources, the epoch."""
         self.epoch = epoch
         self._mixture, self._sources = mixture, sources
-        self._blocks: dict[int, tuple[Items, Ints]] = {}
+        self._blocks: dict[int, tuple[Ints, Ints]] = {}
+
+    def move_to(self, position: int) -> None:
+        """Forget what lies before a position."""
+        for passed in [number for number in self._blocks if number < position // _BLOCK]:
+            del self._blocks[passed]
 
     def costs(self, start: int, stop: int) -> Ints:
-        """Costs at the positions start ≤ p < stop. Blocks before `start` are forgotten."""
-        first = start // _BLOCK
-        for passed in [number for number in self._blocks if number < first - 1]:
-            del self._blocks[passed]
+        """Costs at the positions start ≤ p < stop."""
         parts = []
-        for number in range(first, -(-stop // _BLOCK)):
+        for number in range(start // _BLOCK, -(-stop // _BLOCK)):
             offset = number * _BLOCK
             parts.append(self._block(number)[1][max(start - offset, 0) : stop - offset])
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     def samples(self, positions: Ints) -> tuple[tuple[int, int, int], ...]:
         """(source, index in its store, repetition) of what stands at each position."""
-        return tuple(self._sample(p) for p in positions.tolist())
+        numbers, offsets = np.divmod(positions, _BLOCK)
+        slots = np.array([self._block(k)[0][i] for k, i in zip(numbers.tolist(), offsets.tolist(), strict=True)], np.int64)
+        out = [(0, 0, 0)] * len(slots)
+        for number, own in self._mixture.by_dataset(slots):
+            repetition, index = self._mixture.within(self.epoch, number, slots[own])
+            records = self._sources[number].indices[index]
+            for i, record, again in zip(own.tolist(), records.tolist(), repetition.tolist(), strict=True):
+                out[i] = (number, record, again)
+        return tuple(out)
 
-    def _sample(self, position: int) -> tuple[int, int, int]:
-        items, _ = self._block(position // _BLOCK)
-        i = position % _BLOCK
-        number = int(items.dataset[i])
-        place = items.index[i : i + 1]
-        return number, int(self._sources[number].indices[place][0]), int(items.repetition[i])
-
-    def _block(self, number: int) -> tuple[Items, Ints]:
-        """Items and costs of one block, made anew if they are not there."""
+    def _block(self, number: int) -> tuple[Ints, Ints]:
+        """Slots and costs of one block, made anew if they are not there."""
         if number not in self._blocks:
-            items = self._mixture.items(self.epoch, number * _BLOCK, (number + 1) * _BLOCK)
-            self._blocks[number] = (items, self._costs(items))
+            slots = self._mixture.slots(self.epoch, number * _BLOCK, (number + 1) * _BLOCK)
+            costs = np.empty(len(slots), dtype=np.int64)
+            for source, own in self._mixture.by_dataset(slots):
+                _, index = self._mixture.within(self.epoch, source, slots[own])
+                costs[own] = self._sources[source].costs(index)
+            self._blocks[number] = (slots, costs)
         return self._blocks[number]
-
-    def _costs(self, items: Items) -> Ints:
-        out = np.zeros(len(items.dataset), dtype=np.int64)
-        for number, source in enumerate(self._sources):
-            own = np.flatnonzero(items.dataset == number)
-            out[own] = source.costs(items.index[own])
-        return out

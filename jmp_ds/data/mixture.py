@@ -8,8 +8,9 @@ Source: specification section 7 ("Multi-task sampling"); decisions, "Training".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,31 +80,44 @@ class Mixture:
         self.seed = int(seed)
         self.order: Order = order
         self.expanded = tuple(expanded_sizes(self.sizes, self.temperature))
-        self._starts = np.concatenate([[0], np.cumsum(self.expanded)]).astype(np.int64)
-        self._sizes = np.array(self.sizes, dtype=np.int64)
+        self._starts = [0, *accumulate(self.expanded)]
 
     def __len__(self) -> int:
         """Positions per epoch."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def items(self, epoch: int, start: int, stop: int) -> Items:
         """What stands at positions start ≤ p < stop of an epoch (cut at its end)."""
+        slots = self.slots(epoch, start, stop)
+        out = Items(*(np.empty(len(slots), dtype=np.int64) for _ in range(3)))
+        for number, own in self.by_dataset(slots):
+            out.dataset[own] = number
+            out.repetition[own], out.index[own] = self.within(epoch, number, slots[own])
+        return out
+
+    def slots(self, epoch: int, start: int, stop: int) -> Ints:
+        """Where positions start ≤ p < stop of an epoch (cut at its end) lead: places in the sets laid end to end."""
         positions = np.arange(start, min(stop, len(self)), dtype=np.int64)
         arrange = permute if self.order == "random" else permute_locally
-        slots = arrange(positions, len(self), f"{self.seed}/{epoch}")
-        dataset = np.searchsorted(self._starts[1:], slots, side="right").astype(np.int64)
-        within = slots - self._starts[dataset]
-        repetition = np.zeros(len(slots), dtype=np.int64)
-        # Set by set, because dividing by one number is many times faster than by an array.
-        for number, (n, expanded) in enumerate(zip(self.sizes, self.expanded, strict=True)):
-            if expanded > n:
-                own = np.flatnonzero(dataset == number)
-                repetition[own] = within[own] // n
-        size = self._sizes[dataset]
-        # Where the previous epochs left off in the cycle through each set.
-        shift = np.array([epoch * e % n for e, n in zip(self.expanded, self.sizes, strict=True)], dtype=np.int64)
-        index = within - repetition * size + shift[dataset]
-        return Items(dataset=dataset, repetition=repetition, index=np.where(index < size, index, index - size))
+        return arrange(positions, len(self), f"{self.seed}/{epoch}")
+
+    def by_dataset(self, slots: Ints) -> Iterator[tuple[int, Ints]]:
+        """For each set, where in `slots` its own ones stand."""
+        for number, (first, end) in enumerate(pairwise(self._starts)):
+            yield number, np.flatnonzero((slots >= first) & (slots < end))
+
+    def within(self, epoch: int, number: int, slots: Ints) -> tuple[Ints, Ints]:
+        """Repetition and index of slots that belong to one set."""
+        # One set at a time, because dividing by one number is many times faster than by an array.
+        n, expanded = self.sizes[number], self.expanded[number]
+        index = slots - self._starts[number]
+        repetition = index // n if expanded > n else np.zeros(len(slots), dtype=np.int64)
+        if expanded > n:
+            index -= repetition * n
+        if shift := epoch * expanded % n:  # where the previous epochs left off in the cycle through the set
+            index += shift
+            index[index >= n] -= n
+        return repetition, index
 
     def item(self, epoch: int, position: int) -> tuple[int, int, int]:
         """(dataset, repetition, index) at one position.

@@ -49,7 +49,7 @@ class StructureCount:
 
 BatchRule = EdgeBudget | StructureCount
 
-#: From this many bins on, items are shared out round by round, and the first share is not tried: it seldom fits.
+#: From this many bins on, items are shared out round by round, and the first two shares are not tried: they seldom fit.
 _MANY = 24
 #: Shares of the budgets that are tried.
 _SHARES = (1.0, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.91, 0.88, 0.85, 0.81, 0.77, 0.72, 0.67, 0.6, 0.5, 0.4, 0.3)
@@ -185,22 +185,27 @@ def _ascending(values: Ints) -> Ints:
     return packed & ((1 << bits) - 1)
 
 
-def _window(costs: Costs, length: int, position: int, budget: int, count: int) -> Ints:
-    """Costs from `position` on, as many as all budgets together can hold."""
+def _window(costs: Costs, length: int, position: int, budget: int, count: int) -> tuple[Ints, Ints]:
+    """Costs from `position` on and their cumulative sum, as far as all budgets together can hold."""
     known = _clipped(costs(position, min(position + 4 * count, length)), budget)
-    while known.sum() <= budget * count and position + len(known) < length:
-        more = costs(position + len(known), min(position + 2 * len(known), length))
-        known = np.concatenate([known, _clipped(more, budget)])
-    return known[: int(np.searchsorted(np.cumsum(known), budget * count, side="right"))]
+    total = np.cumsum(known)
+    while total[-1] <= budget * count and position + len(known) < length:
+        at = position + len(known)
+        # a little more than what is missing if costs go on as they are; twice as much at most
+        more = min(len(known), int(len(known) * (1.05 * budget * count / total[-1] - 1.0)) + 8)
+        known = np.concatenate([known, _clipped(costs(at, min(at + more, length)), budget)])
+        total = np.cumsum(known)
+    n = int(np.searchsorted(total, budget * count, side="right"))
+    return known[:n], total[:n]
 
 
-def _fill(costs: Ints, budget: int, count: int) -> tuple[Ints, Ints]:
+def _fill(window: tuple[Ints, Ints], budget: int, count: int) -> tuple[Ints, Ints]:
     """The longest of some beginnings of the window that fits the budgets, shared out: owners and loads.
 
     Only a few lengths are tried, from all of it downwards, closely at first: what is left over is at most a few per cent.
     """
-    total = np.cumsum(costs)
-    for share in _SHARES[count >= _MANY :]:
+    costs, total = window
+    for share in _SHARES[2 if count >= _MANY else 0 :]:
         n = int(np.searchsorted(total, share * budget * count, side="right"))
         if n <= count:
             break
@@ -212,7 +217,8 @@ def _fill(costs: Ints, budget: int, count: int) -> tuple[Ints, Ints]:
 
 def _clipped(costs: NDArray[Any], budget: int | None) -> Ints:
     """Costs of at least 1 and, for a structure that goes alone, exactly the budget."""
-    return np.clip(np.asarray(costs, dtype=np.int64), 1, budget)
+    out = np.maximum(np.asarray(costs, dtype=np.int64), 1)
+    return out if budget is None else np.minimum(out, budget, out=out)
 
 
 def _deal(loads: Ints, world: int) -> Ints:

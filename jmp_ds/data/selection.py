@@ -90,7 +90,7 @@ def kept_selections(folder: Path, origin: dict[str, Any]) -> dict[str, Selection
         return None
     out = {}
     for name, digest in found["digests"].items():
-        indices = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        indices = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         bounds = (int(indices[0]), int(indices[-1])) if len(indices) else (0, -1)
         out[name] = Selection(indices, len(indices), bounds, digest)
     return out

@@ -64,8 +64,8 @@ def write_table(
 
 def read_table(array: Path) -> NDArray[np.int32]:
     """A table, memory-mapped."""
-    table: NDArray[np.int32] = np.load(array, mmap_mode="r", allow_pickle=False)
-    return table
+    # As a plain array, which is quicker to index than `memmap`; it keeps the mapping alive.
+    return np.asarray(np.load(array, mmap_mode="r", allow_pickle=False))
 
 
 def is_current(array: Path, note: Path, expected: dict[str, Any]) -> bool:
