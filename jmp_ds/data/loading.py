@@ -115,7 +115,14 @@ class TrainLoader:
         self.mixture = Mixture([len(s) for s in sources], temperature, seed, order)
         self.rule = rule
         self.epochs = epochs
-        self._builder = BatchBuilder(sources, tasks, edge_dropout=edge_dropout, seed=seed, graphs=self.loading.graphs)
+        self._builder = BatchBuilder(
+            sources,
+            tasks,
+            edge_dropout=edge_dropout,
+            seed=seed,
+            graphs=self.loading.graphs,
+            readahead=order == "local",
+        )
         self._order = _order_digest(self.sources, self.mixture)
         self._epoch, self._position, self._step = 0, 0, 0
         if state is not None:
