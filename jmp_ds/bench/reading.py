@@ -68,7 +68,9 @@ def write_store(path: Path, structures: int, atoms: int) -> Store:
     def made(i: int) -> Record:
         labels: dict[str, Any] = {"energy": float(i), "forces": rng.normal(size=(atoms, 3))}
         pos = template + 0.1 * rng.normal(size=(atoms, 3))
-        return make_record(pos=pos, atomic_numbers=numbers, cell=np.eye(3) * 30.0, pbc=[True] * 3, id=str(i), labels=labels)
+        return make_record(
+            pos=pos, atomic_numbers=numbers, cell=np.eye(3) * 30.0, pbc=[True] * 3, id=str(i), labels=labels
+        )
 
     with StoreWriter(path, {"origin": "made up for measurements"}, shard_size=25_000) as writer:
         for start in range(0, structures, 1000):

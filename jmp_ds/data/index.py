@@ -24,6 +24,7 @@ from jmp_ds.data.progress import tracked
 from jmp_ds.data.store import Store
 from jmp_ds.data.tables import is_current, read_table, write_table
 from jmp_ds.errors import UserError
+from jmp_ds.graphs.assemble import Structure
 from jmp_ds.graphs.settings import GraphSettings
 
 #: The four graphs: the first columns of the counts, in order.
@@ -80,17 +81,21 @@ def _files(store: Store, settings: GraphSettings, cache: Path | None) -> tuple[P
 
 def count_range(store: Store, settings: GraphSettings, start: int, stop: int) -> NDArray[np.int32]:
     """Counts [stop - start, 6] of a run of structures."""
-    from jmp_ds.graphs.neighbors import build_edges
-
     out = np.zeros((stop - start, len(COLUMNS)), dtype=np.int32)
     for row, record in enumerate(store.range(start, stop)):
-        s = record.structure()
-        edges = build_edges(s.pos, s.cell, s.pbc, s.ocp_tags, settings)
-        main_into = np.bincount(edges.main[:, 1], minlength=s.natoms)
-        middles_into = np.bincount(edges.qint[:, 1], minlength=s.natoms)
-        out[row, : len(GRAPHS)] = [len(getattr(edges, name)) for name in GRAPHS]
-        out[row, len(GRAPHS) :] = main_into[edges.qint[:, 0]].sum(), (main_into * middles_into).sum()
+        out[row] = counts_of(record.structure(), settings)
     return out
+
+
+def counts_of(structure: Structure, settings: GraphSettings) -> list[int]:
+    """Counts of one structure, in the order of `COLUMNS`."""
+    from jmp_ds.graphs.neighbors import build_edges
+
+    edges = build_edges(structure.pos, structure.cell, structure.pbc, structure.ocp_tags, settings)
+    main_into = np.bincount(edges.main[:, 1], minlength=structure.natoms)
+    middles_into = np.bincount(edges.qint[:, 1], minlength=structure.natoms)
+    in_triplets, out_pairs = main_into[edges.qint[:, 0]].sum(), (main_into * middles_into).sum()
+    return [*(len(getattr(edges, name)) for name in GRAPHS), int(in_triplets), int(out_pairs)]
 
 
 def _count_all(store: Store, settings: GraphSettings, workers: int, progress: bool) -> Iterator[NDArray[np.int32]]:

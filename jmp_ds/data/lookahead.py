@@ -40,7 +40,9 @@ class LookAhead:
     def samples(self, positions: Ints) -> tuple[tuple[int, int, int], ...]:
         """(source, index in its store, repetition) of what stands at each position."""
         numbers, offsets = np.divmod(positions, _BLOCK)
-        slots = np.array([self._block(k)[0][i] for k, i in zip(numbers.tolist(), offsets.tolist(), strict=True)], np.int64)
+        slots = np.array(
+            [self._block(k)[0][i] for k, i in zip(numbers.tolist(), offsets.tolist(), strict=True)], np.int64
+        )
         out = [(0, 0, 0)] * len(slots)
         for number, own in self._mixture.by_dataset(slots):
             repetition, index = self._mixture.within(self.epoch, number, slots[own])
