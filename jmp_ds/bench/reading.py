@@ -45,9 +45,8 @@ def randomness(sizes: Sequence[int], temperature: float, order: Order, seed: int
     before = np.concatenate([p[:-1] for p in places])
     after = np.concatenate([p[1:] for p in places])
     largest = int(np.argmax(mixture.expanded))
-    shares = []
-    for start in rng.integers(0, n - STEP, STEPS).tolist():
-        shares.append(float((mixture.items(0, start, start + STEP).dataset == largest).mean()))
+    starts = rng.integers(0, n - STEP, STEPS).tolist()
+    shares = [float((mixture.items(0, start, start + STEP).dataset == largest).mean()) for start in starts]
     share = mixture.expanded[largest] / n
     uniform = np.sqrt(share * (1.0 - share) / STEP) if len(sizes) > 1 else float("nan")
     return {

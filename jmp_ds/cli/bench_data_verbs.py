@@ -182,10 +182,11 @@ def feeding(
 
 def register(group: typer.Typer) -> None:
     """Add the verbs to a group."""
-    for verb in (loading, reading):
-        group.command()(verb)
-    for verb in (cost, balance, feeding):
-        group.command(no_args_is_help=True)(verb)
+    group.command()(loading)
+    group.command()(reading)
+    group.command(no_args_is_help=True)(cost)
+    group.command(no_args_is_help=True)(balance)
+    group.command(no_args_is_help=True)(feeding)
 
 
 def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
