@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jmp_kernels import BackendName
 
@@ -94,5 +93,4 @@ def _source(bundle: Bundle, text: str) -> Source:
     if not equals:
         raise UserError(f"{text!r}: must look like TASK=STORE; tasks are {', '.join(t.name for t in bundle.tasks)}")
     task = bundle.task(name)
-    store = Store(path)
-    return open_source(task.name, task.graph, store, [], indices=np.arange(len(store)), progress=True)
+    return open_source(task.name, task.graph, Store(path), [], progress=True)

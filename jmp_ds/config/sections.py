@@ -75,6 +75,11 @@ class BatchConfig(Section):
     structures: int | None = Field(
         default=None, ge=1, description="so many structures per optimizer step, over all processes"
     )
+    cost: str | None = Field(
+        default=None,
+        description="file of `jmp-ds bench cost`: work is shared out by measured cost, told in edges of average cost, "
+        "instead of by edges",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> BatchConfig:
@@ -88,6 +93,10 @@ class SamplingConfig(Section):
 
     temperature: PositiveFloat = Field(
         default=2.0, description="1 draws tasks by size; larger draws small tasks more often (published: 2)"
+    )
+    order: Literal["random", "local"] = Field(
+        default="random",
+        description="`local` mixes runs of 64 neighbours in the store, 1024 at a time: fewer and longer reads",
     )
     batch: BatchConfig = Field(default_factory=lambda: BatchConfig(edges=20000), description="size of a micro-batch")
     accumulation: int = Field(default=1, ge=1, description="micro-batches per optimizer step and process")

@@ -17,6 +17,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ class Store:
         self._environments: dict[int, lmdb.Environment] = {}
         self._process = os.getpid()
         self._natoms: NDArray[np.int32] | None = None
+        self._readahead = False
+
+    def with_readahead(self) -> Store:
+        """The same store, for reading neighbours together: the system may read more than what is asked for."""
+        other = copy(self)
+        other._environments, other._readahead = {}, True
+        return other
 
     def __len__(self) -> int:
         return self.summary.length
@@ -112,5 +120,7 @@ class Store:
             self._environments = {}
             self._process = os.getpid()
         if shard not in self._environments:
-            self._environments[shard] = read_only(self.path / self.summary.shards[shard].name)
+            self._environments[shard] = read_only(
+                self.path / self.summary.shards[shard].name, readahead=self._readahead
+            )
         return self._environments[shard]

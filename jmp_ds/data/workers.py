@@ -51,14 +51,18 @@ class BatchBuilder:
         edge_dropout: float = 0.0,
         seed: int = 0,
         graphs: BuiltOn = "host",
+        readahead: bool = False,
     ) -> None:
-        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed, and
-        where graphs are built.
+        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed;
+        where graphs are built; whether what comes next often lies beside what came before.
         """
         self._tasks = tuple(tasks)
         numbers = {name: i for i, (name, _) in enumerate(self._tasks)}
         # Index arrays stay behind: workers are given indices in the store.
-        self._origins = tuple((numbers[s.task], s.task, s.store, frozenset(s.labels)) for s in sources)
+        self._origins = tuple(
+            (numbers[s.task], s.task, s.store.with_readahead() if readahead else s.store, frozenset(s.labels))
+            for s in sources
+        )
         self._edge_dropout = edge_dropout
         self._seed = seed
         self._graphs = graphs

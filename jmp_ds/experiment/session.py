@@ -18,7 +18,15 @@ from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import ScheduleConfig
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
-from jmp_ds.experiment.loaders import built_on, eval_loader, fit_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.loaders import (
+    built_on,
+    cost_model,
+    eval_loader,
+    fit_loader,
+    fit_scales,
+    sources_of,
+    train_loader,
+)
 from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
 from jmp_ds.planning import backend
@@ -66,15 +74,19 @@ def gather_material(
         processes: collective over them.
     """
     run_dir = Path(resolved.config.run.dir)
-    data = draw_splits(resolved, checked)
+    cost = cost_model(resolved.config)
     described: list[dict[str, Any]] = []
     if processes.first:
+        data = draw_splits(resolved, checked, run_dir / "splits")
         statistics = run_dir / "statistics"
         tasks = normalised_tasks(resolved.config.tasks, checked, data, base, keep_in=statistics, progress=True)
-        sources_of(tasks, data, "train", run_dir=run_dir, progress=True)
+        sources_of(tasks, data, "train", run_dir=run_dir, cost=cost, progress=True)
         described = [task.to_dict() for task in tasks]
     tasks = tuple(Task.from_dict(values) for values in processes.from_first(described))
-    train, val, test = (sources_of(tasks, data, split, run_dir=run_dir) for split in ("train", "val", "test"))
+    data = draw_splits(resolved, checked, run_dir / "splits")  # of the first process, where it has drawn any
+    train, val, test = (
+        sources_of(tasks, data, split, run_dir=run_dir, cost=cost) for split in ("train", "val", "test")
+    )
     return Material(tasks, data, train, val, test)
 
 
