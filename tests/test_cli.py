@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 
 from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.cli.app import app
-from jmp_ds.cli.launching import deepspeed_command
 from jmp_ds.cli.train_verbs import divide
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.presets import preset
@@ -28,7 +27,7 @@ from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
-VERBS = ["data", "pretrain", "finetune", "evaluate", "predict", "fit-scales", "import-jmp", "show", "doctor"]
+VERBS = ["data", "pretrain", "finetune", "launch", "evaluate", "predict", "fit-scales", "import-jmp", "show", "doctor"]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -250,12 +249,6 @@ def test_fit_scales_gives_every_factor_a_value(folder: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert load_bundle(bundle).unfitted == []
     assert run("fit-scales", bundle, "molecules").exit_code == 2
-
-
-def test_the_launcher_command_names_the_processes() -> None:
-    command = deepspeed_command(["pretrain", "a.yaml"], 2, 12345)
-    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
-    assert command[-4:] == ["--module", "jmp_ds.cli", "pretrain", "a.yaml"]
 
 
 def test_words_are_files_or_overrides() -> None:

@@ -73,7 +73,8 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     processes = Processes(place, where, group=group)
     tenants = processes.gather(this_tenant(where))
     refuse_shared_gpus(tenants)
-    processes = replace(processes, threads=share_of_threads(threads, place.rank, tenants))
+    machines = len({tenant.machine for tenant in tenants})
+    processes = replace(processes, threads=share_of_threads(threads, place.rank, tenants), machines=machines)
     torch.set_num_threads(processes.threads)
     return processes
 

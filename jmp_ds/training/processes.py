@@ -25,12 +25,14 @@ class Processes:
         device: where it computes.
         threads: its CPU threads.
         group: the CPU group for messages; None when there is a single process.
+        machines: on how many machines they are.
     """
 
     place: Place
     device: torch.device
     threads: int = 1
     group: dist.ProcessGroup | None = None
+    machines: int = 1
 
     @property
     def rank(self) -> int:

@@ -68,6 +68,7 @@ class Hosts:
     def __init__(self, folder: Path, count: int = 2) -> None:
         self.folder = folder
         self.names = [f"node{number}" for number in range(1, count + 1)]
+        self.variables: dict[str, str] = {}  # for everything that runs on the hosts
         self._sleepers: list[subprocess.Popen[bytes]] = []
         self._inside: list[int] = []
         self._started: list[subprocess.Popen[str]] = []
@@ -107,7 +108,12 @@ class Hosts:
     def run(self, name: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run to its end; a failure shows the output."""
         done = subprocess.run(
-            self.command(name, command), env=environment(), capture_output=True, text=True, check=False, **options
+            self.command(name, command),
+            env={**environment(), **self.variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
         )
         assert done.returncode == 0, f"{command} on {name}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -119,7 +125,7 @@ class Hosts:
         with log.open("a") as file:
             process = subprocess.Popen(
                 self.command(name, command),
-                env={**environment(), **(extra or {})},
+                env={**environment(), **self.variables, **(extra or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -128,6 +134,10 @@ class Hosts:
             )
         self._started.append(process)
         return process
+
+    def signal(self, process: subprocess.Popen[str], number: int) -> None:
+        """Send a signal to what `start` started: the child of the program that went into the host."""
+        os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), number)
 
     def serve_ssh(self) -> None:
         """Every host lets root of every host in, by a key made for the occasion."""
