@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -134,6 +135,19 @@ class Hosts:
             )
         self._started.append(process)
         return process
+
+    def wait(self, process: subprocess.Popen[str], seconds: float = 400.0) -> int:
+        """Exit code of what `start` started.
+
+        Where something has stopped it for a while (SIGSTOP) and let it go on, the program around it is still stopped.
+        """
+
+        def ended() -> bool:
+            process.send_signal(signal.SIGCONT)
+            return process.poll() is not None
+
+        wait_for("end of a program", ended, seconds)
+        return process.returncode
 
     def signal(self, process: subprocess.Popen[str], number: int) -> None:
         """Send a signal to what `start` started: the child of the program that went into the host."""

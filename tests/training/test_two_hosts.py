@@ -14,13 +14,10 @@ import pytest
 from hosts import Hosts, skip_unless_possible, wait_for
 from small_stores import write_pretrain
 
-from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import Outcome, read_outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = f"{ROOT}:{ROOT / 'kernels'}"
-#: Seconds for a launch; generous, since other programs may have the processor.
-PATIENCE = 400.0
 #: Of a run that is interrupted: long enough to be.
 STEPS = 200
 
@@ -62,7 +59,7 @@ def test_no_ssh(hosts: Hosts, tmp_path: Path) -> None:
         launch(hosts, n, log, file, *options, "--node-rank", str(i))
         for i, (n, log) in enumerate(zip(hosts.names, logs, strict=True))
     ]
-    codes = [process.wait(PATIENCE) for process in started]
+    codes = [hosts.wait(process) for process in started]
     assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
     check_finished(tmp_path, logs[0], "2 processes on 2 machines, started by deepspeed")
 
@@ -81,15 +78,15 @@ def test_hostfile_through_ssh_stopped_and_continued(hosts: Hosts, tmp_path: Path
         tmp_path / "other",
     )
     process = launch(hosts, "node1", log, file, *options)
-    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), PATIENCE)
+    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), 400)
     hosts.signal(process, signal.SIGINT)
-    assert process.wait(PATIENCE) == 3, log.read_text()[-5000:]
+    assert hosts.wait(process) == 3, log.read_text()[-5000:]
     stopped = outcome(tmp_path)
     assert (stopped.status, stopped.reason) == ("stopped", "SIGTERM")
     assert stopped.step < STEPS
     assert other.poll() is None
     again = launch(hosts, "node1", log, file, *options)
-    assert again.wait(PATIENCE) == 0, log.read_text()[-5000:]
+    assert hosts.wait(again) == 0, log.read_text()[-5000:]
     check_finished(tmp_path, log, "3 processes on 2 machines, started by deepspeed")
     assert outcome(tmp_path).step == STEPS
 
@@ -102,7 +99,7 @@ def test_torchrun(hosts: Hosts, tmp_path: Path) -> None:
         launch(hosts, n, log, file, *options, "--node-rank", str(i))
         for i, (n, log) in enumerate(zip(hosts.names, logs, strict=True))
     ]
-    assert [process.wait(PATIENCE) for process in started] == [0, 0], logs[0].read_text()[-5000:]
+    assert [hosts.wait(process) for process in started] == [0, 0], logs[0].read_text()[-5000:]
     check_finished(tmp_path, logs[0], "2 processes on 2 machines, started by torchrun")
 
 
@@ -122,11 +119,11 @@ def test_mpirun_stopped_and_continued(hosts: Hosts, tmp_path: Path, flavour: str
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     process = launch(hosts, "node1", log, file, *options)
-    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), PATIENCE)
+    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), 400)
     hosts.signal(process, signal.SIGINT)
-    assert process.wait(PATIENCE) == 3, log.read_text()[-5000:]
+    assert hosts.wait(process) == 3, log.read_text()[-5000:]
     stopped = outcome(tmp_path)
     assert (stopped.status, stopped.reason) == ("stopped", "SIGUSR1")
     again = launch(hosts, "node1", log, file, *options)
-    assert again.wait(PATIENCE) == 0, log.read_text()[-5000:]
+    assert hosts.wait(again) == 0, log.read_text()[-5000:]
     check_finished(tmp_path, log, "2 processes on 2 machines, started by mpirun")
