@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jmp_ds.cli import bench_data_verbs, bench_verbs, convert_verbs, data_verbs, model_verbs, train_verbs
+from jmp_ds.cli import bench_data_verbs, bench_verbs, convert_verbs, data_verbs, launch_verb, model_verbs, train_verbs
 from jmp_ds.cli.base import new_group
 from jmp_ds.cli.doctor import doctor
 from jmp_ds.cli.plan_verb import plan
@@ -15,6 +15,7 @@ app.add_typer(bench_verbs.group, name="bench")
 for verb, name in (
     (train_verbs.pretrain, "pretrain"),
     (train_verbs.finetune, "finetune"),
+    (launch_verb.launch, "launch"),
     (model_verbs.evaluate, "evaluate"),
     (model_verbs.predict, "predict"),
     (model_verbs.fit_scales, "fit-scales"),
@@ -23,4 +24,6 @@ for verb, name in (
     (plan, "plan"),
     (doctor, "doctor"),
 ):
-    app.command(name, no_args_is_help=name != "doctor")(verb)
+    # what follows the verb that is launched belongs to that one
+    settings = {"allow_interspersed_args": name != "launch"}
+    app.command(name, no_args_is_help=name != "doctor", context_settings=settings)(verb)

@@ -25,7 +25,8 @@ from jmp_ds.planning import Graphs, backend, graphs_on
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
-from jmp_ds.training.processes import Place, Processes
+from jmp_ds.training.place import Place
+from jmp_ds.training.processes import Processes
 
 
 def evaluate_bundle(

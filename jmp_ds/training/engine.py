@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from jmp_ds.training.optimizer import (
     adamw,
     clip_by_value_before_step,
 )
-from jmp_ds.training.processes import Processes, recognise, threads_per_process
+from jmp_ds.training.place import Place, recognise
+from jmp_ds.training.processes import Processes
+from jmp_ds.training.sharing import refuse_shared_gpus, this_tenant
+from jmp_ds.training.sharing import threads as share_of_threads
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
 LossSums = Callable[[Any, Any], Mapping[str, Tensor]]
@@ -36,30 +39,27 @@ LossSums = Callable[[Any, Any], Mapping[str, Tensor]]
 def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     """Join the other processes of the run, or be its only one.
 
-    Works under the deepspeed launcher, under torchrun and without a launcher. On a CPU, DeepSpeed's shared-memory
-    operator is switched off: building it needs a compiler and a minute, and it leaves files in /dev/shm.
+    Works under every launcher that place.py knows, and without one. On a CPU, DeepSpeed's shared-memory operator is
+    switched off: building it needs a compiler and a minute, and it leaves files in /dev/shm.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads of this process; 0 shares the cores among the processes of the machine.
 
     Raises:
-        UserError: deepspeed is not installed, there is no such device, or the launcher's variables are incomplete.
+        UserError: deepspeed is not installed, there is no such device, the launcher's variables are incomplete, or
+            processes share a GPU.
     """
     place = recognise(os.environ)
+    os.environ.update(place.variables())
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed on import; otherwise it warns that it found no GPU
     deepspeed = _deepspeed()
-    if kind == "cuda" and place.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"run.device: process {place.local_rank} of this machine has no GPU of its own "
-            f"(there are {torch.cuda.device_count()}); start fewer processes, or use device: cpu"
-        )
-    count = threads_per_process(threads, place.local_world)
-    torch.set_num_threads(count)
+    where = torch.device("cuda", _gpu(place)) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(where)
+        os.environ["LOCAL_RANK"] = str(where.index)  # the number of the GPU, for DeepSpeed
     else:
         keep_freed_memory()
         _use_cpu_accelerator()
@@ -70,8 +70,26 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is no launcher
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     group = dist.new_group(backend="gloo") if kind == "cuda" and place.world > 1 else None
-    where = torch.device("cuda", place.local_rank) if kind == "cuda" else torch.device("cpu")
-    return Processes(place, where, count, group)
+    processes = Processes(place, where, group=group)
+    tenants = processes.gather(this_tenant(where))
+    refuse_shared_gpus(tenants)
+    machines = len({tenant.machine for tenant in tenants})
+    processes = replace(processes, threads=share_of_threads(threads, place.rank, tenants), machines=machines)
+    torch.set_num_threads(processes.threads)
+    return processes
+
+
+def _gpu(place: Place) -> int:
+    """Number of this process's GPU among those that it sees: srun and mpirun may show each process its own one only."""
+    count = torch.cuda.device_count()
+    if count == 1 and place.launcher in ("srun", "mpirun", "environment"):
+        return 0
+    if place.local_rank >= count:
+        raise UserError(
+            f"run.device: process {place.local_rank} of this machine has no GPU of its own (there are {count}); "
+            "start fewer processes, or use device: cpu"
+        )
+    return place.local_rank
 
 
 def stop_processes() -> None:
