@@ -17,6 +17,7 @@ from jmp_ds.data.record import make_record
 from jmp_ds.data.sources import Source, open_source
 from jmp_ds.data.store import Store
 from jmp_ds.data.writer import StoreWriter
+from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import published
 
 
@@ -63,6 +64,7 @@ def feed(sources: Sequence[Source], workers: int, budget: int, seconds: float) -
     begin = time.perf_counter()
     while (passed := time.perf_counter() - begin) < seconds:
         batch = next(steps).batches[0]
+        assert isinstance(batch, Batch)  # graphs are built by the workers here
         batches, structures = batches + 1, structures + batch.num_structures
         edges += batch.graph.main.num_edges
     return {

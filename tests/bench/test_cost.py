@@ -49,7 +49,8 @@ def test_a_real_calibration_of_a_small_network(few: Population, monkeypatch: pyt
     assert fitted.about["batches"] >= cost.FEWEST
 
 
-def test_too_little_time() -> None:
+def test_too_little_time(few: Population, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "population", lambda: few)
     with pytest.raises(UserError, match="12 are needed"):
         cost.measure(cost.CostRequest(model="tiny", edges=2000, seconds=0.01))
 
