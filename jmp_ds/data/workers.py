@@ -128,8 +128,10 @@ def _next(parcels: Iterator[Parcel]) -> Parcel | None:
     """The next parcel, None at the end; the death of a worker is told in words of this program."""
     try:
         return next(parcels, None)
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error) and ("exited" in str(error) or "killed" in str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # a worker that is killed while it hands something over shows as a broken connection
+        broken = isinstance(error, ConnectionError | EOFError)
+        if broken or ("DataLoader worker" in str(error) and ("exited" in str(error) or "killed" in str(error))):
             raise WorkerDied(
                 f"a data worker process died ({error}); often memory ran out: use fewer workers, smaller batches, "
                 "or more shared memory (/dev/shm)"
