@@ -119,7 +119,8 @@ def model_states(parameters: int, stage: Stage, world: int, precision: Precision
         masters=4 * part,
         moments=8 * part,
         average=4 * part,
-        buckets=how.reduced * min(p, REDUCE_BUCKET),
+        # the bucket, and its flat copy that is summed
+        buckets=2 * how.reduced * min(p, REDUCE_BUCKET),
         # the part as it was reduced, flat, and that in float32 for the optimiser
         stepping=8 * part,
     )

