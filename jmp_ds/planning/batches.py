@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jmp_ds.data.index import GRAPHS, edge_counts
+from jmp_ds.data.index import COLUMNS, edge_counts
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import assemble
@@ -58,7 +58,7 @@ def named_batch(name: str) -> BatchPlan:
 def store_batch(path: Path, settings: GraphSettings, *, cache: Path | None = None) -> BatchPlan:
     """A batch of 64 average structures of a store, scaled by whoever plans.
 
-    Numbers of edges come from the store's index (made if it is not there), what the index does not hold from a sample.
+    Edges, in-triplets and out-pairs come from the store's index (made if it is not there), the rest from a sample.
 
     Raises:
         UserError: no store, an empty one, or an index that cannot be kept.
@@ -66,17 +66,14 @@ def store_batch(path: Path, settings: GraphSettings, *, cache: Path | None = Non
     store = Store(path)
     if not len(store):
         raise UserError(f"--store {path}: holds no structure")
-    mean = dict(zip(GRAPHS, edge_counts(store, settings, cache=cache).mean(axis=0, dtype=np.float64), strict=True))
+    mean = dict(zip(COLUMNS, edge_counts(store, settings, cache=cache).mean(axis=0, dtype=np.float64), strict=True))
     picked = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store))).astype(int))
     structures = [store[int(i)].structure() for i in picked]
     sample = BatchCounts.of(assemble(structures, [0] * len(structures), [("store", settings)]))
-    per_edge = mean["main"] / max(sample.main, 1)
     average = {
         **mean,
         "atoms": sample.atoms / sample.structures,
         "pairs": sample.pairs * mean["a2a"] / max(sample.a2a, 1),
-        "in_triplets": sample.in_triplets * per_edge,
-        "out_pairs": sample.out_pairs * per_edge,
     }
     return BatchPlan(
         str(path), BatchCounts(structures=64, **{name: math.ceil(64 * value) for name, value in average.items()})

@@ -13,7 +13,9 @@ from small_stores import write_store
 
 from jmp_ds.bench.batches import load_batch
 from jmp_ds.bench.prediction import compare, summary
+from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
+from jmp_ds.graphs.assemble import assemble
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.counts import BatchCounts, dense_layers, forward_flops, step_flops
 from jmp_ds.models.presets import preset
@@ -28,6 +30,7 @@ from jmp_ds.planning.plan import Setting, predict
 from jmp_ds.training.ds_config import SHIPPED, shipped_configs
 
 FILES = sorted((Path(__file__).parents[2] / "docs/benchmarks/plan-cpu").glob("*.json"))
+SMALL = GraphSettings(cutoff=5.0, max_neighbors=6)
 LINKS = cluster("nvlink4", "ib-8x400", 8)
 CONFIGS = [ready_config(name, json.loads((SHIPPED / f"{name}.json").read_text())) for name in shipped_configs()]
 
@@ -47,10 +50,15 @@ def test_named_counts_are_those_of_the_batches(name: str) -> None:
 
 def test_a_store_gives_its_own_proportions(tmp_path: Path) -> None:
     write_store(tmp_path / "store", seed=1)
-    counts = store_batch(tmp_path / "store", GraphSettings(cutoff=5.0, max_neighbors=6)).counts
+    counts = store_batch(tmp_path / "store", SMALL).counts
     assert counts.structures == 64
     assert counts.atoms > 64
     assert counts.a2a >= counts.main > 0
+    whole = Store(tmp_path / "store")
+    found = assemble([r.structure() for r in whole.range(0, len(whole))], [0] * len(whole), [("t", SMALL)])
+    seen = BatchCounts.of(found)
+    for name in ("main", "qint", "in_triplets", "out_pairs"):
+        assert getattr(counts, name) / 64 == pytest.approx(getattr(seen, name) / len(whole), abs=0.02)
     with pytest.raises(UserError, match="--edges must be at least 1"):
         with_edges(named_batch("mixed"), 0)
 
