@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jmp_ds.data.index import COLUMNS, edge_counts
+from jmp_ds.data.index import edge_counts, summed_up
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import assemble
@@ -66,12 +66,17 @@ def store_batch(path: Path, settings: GraphSettings, *, cache: Path | None = Non
     store = Store(path)
     if not len(store):
         raise UserError(f"--store {path}: holds no structure")
-    mean = dict(zip(COLUMNS, edge_counts(store, settings, cache=cache).mean(axis=0, dtype=np.float64), strict=True))
+    edge_counts(store, settings, cache=cache)
+    totals = summed_up(store, settings, cache=cache)
+    mean = {column: total / len(store) for column, (_, total) in totals.items()}
     picked = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store))).astype(int))
     structures = [store[int(i)].structure() for i in picked]
     sample = BatchCounts.of(assemble(structures, [0] * len(structures), [("store", settings)]))
     average = {
         **mean,
+        # the index counts the middle bond itself, too
+        "in_triplets": max(mean["in_triplets"] - mean["qint"], 0.0),
+        "out_pairs": max(mean["out_pairs"] - mean["qint"], 0.0),
         "atoms": sample.atoms / sample.structures,
         "pairs": sample.pairs * mean["a2a"] / max(sample.a2a, 1),
     }
