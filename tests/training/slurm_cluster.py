@@ -15,7 +15,7 @@ SlurmctldHost={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool_%n
@@ -71,7 +71,12 @@ class SlurmCluster:
         """A command of Slurm's on the first host; its output."""
         call = self.hosts.command(self.hosts.names[0], command)
         done = subprocess.run(
-            call, env={**environment(), **self.variables}, capture_output=True, text=True, check=False, timeout=300
+            call,
+            env={**environment(), **self.hosts.variables, **self.variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
         return done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +40,17 @@ def launch(hosts: Hosts, name: str, log: Path, file: Path, *options: str) -> sub
     return hosts.start(name, command, log, {"PYTHONPATH": PYTHONPATH})
 
 
+def interrupt(hosts: Hosts, process: subprocess.Popen[str], folder: Path, log: Path) -> None:
+    """What Ctrl-C does, once steps have been made."""
+
+    def begun() -> bool:
+        assert process.poll() is None, log.read_text()[-5000:]
+        return (folder / "run" / "metrics.jsonl").is_file()
+
+    wait_for("first steps", begun, 400)
+    hosts.signal(process, signal.SIGINT)
+
+
 def outcome(folder: Path) -> Outcome:
     return read_outcome(folder / "run") or Outcome("running")
 
@@ -74,12 +84,15 @@ def test_hostfile_through_ssh_stopped_and_continued(hosts: Hosts, tmp_path: Path
     options = ("--with", "hostfile", "--hostfile", str(tmp_path / "hostfile"))
     other = hosts.start(
         "node2",
-        ["sh", "-c", "exec -a 'python -u -m deepspeed.launcher.launch --master_addr=node1 --master_port=1' sleep 500"],
+        [
+            "bash",
+            "-c",
+            "exec -a 'python -u -m deepspeed.launcher.launch --master_addr=node1 --master_port=1' sleep 500",
+        ],
         tmp_path / "other",
     )
     process = launch(hosts, "node1", log, file, *options)
-    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), 400)
-    hosts.signal(process, signal.SIGINT)
+    interrupt(hosts, process, tmp_path, log)
     assert hosts.wait(process) == 3, log.read_text()[-5000:]
     stopped = outcome(tmp_path)
     assert (stopped.status, stopped.reason) == ("stopped", "SIGTERM")
@@ -109,7 +122,9 @@ def test_mpirun_stopped_and_continued(hosts: Hosts, tmp_path: Path, flavour: str
     skip_unless_possible("ssh", "sshd", "ssh-keygen", f"mpirun.{flavour}")
     hosts.serve_ssh()
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "mpirun").symlink_to(str(shutil.which(f"mpirun.{flavour}")))
+    program = tmp_path / "bin" / "mpirun"
+    program.write_text(f'#!/bin/sh\nexec mpirun.{flavour} "$@"\n')
+    program.chmod(0o755)
     file, log = small_run(tmp_path, steps=STEPS), tmp_path / "log"
     (tmp_path / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
     options = ("--with", "mpirun", "--hostfile", str(tmp_path / "hostfile"))
@@ -119,8 +134,7 @@ def test_mpirun_stopped_and_continued(hosts: Hosts, tmp_path: Path, flavour: str
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     process = launch(hosts, "node1", log, file, *options)
-    wait_for("first steps", lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), 400)
-    hosts.signal(process, signal.SIGINT)
+    interrupt(hosts, process, tmp_path, log)
     assert hosts.wait(process) == 3, log.read_text()[-5000:]
     stopped = outcome(tmp_path)
     assert (stopped.status, stopped.reason) == ("stopped", "SIGUSR1")
