@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,6 +198,16 @@ class Engine:
         """ZeRO stage."""
         return self.options.ds_config.stage
 
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's optimizer, which knows how the parameters are cut (shards.py)."""
+        return self._engine.optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that makes the steps; under ZeRO it works on this process's partitions."""
+        return self._optimizer
+
     def set_rates(self, rates: Sequence[float]) -> None:
         """Learning rates of the parameter groups for the next step."""
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
@@ -306,29 +315,9 @@ class Engine:
         finally:
             zero.single_partition_of_fp32_groups = masters
 
-    # ------------------------------------------------------------------------------------------- checkpoints
-
-    def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py.
-
-        Raises:
-            OSError, RuntimeError: this process could not write; the others return.
-        """
-        try:
-            self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-        except (OSError, RuntimeError):
-            dist.barrier()  # where the other processes wait at the end of their own writing
-            raise
-
-    def load(self, directory: Path, tag: str) -> None:
-        """Read them back; collective.
-
-        Raises:
-            RuntimeError: DeepSpeed found nothing there.
-        """
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed could not load {directory / tag}")
+    def spread_masters(self) -> None:
+        """Bring the master weights, changed from outside, into everyone's model; collective."""
+        self._set_weights(self.masters())
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -6,6 +6,7 @@ never wait for the accelerator. Which launchers are understood: place.py. How th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,3 +82,19 @@ class Processes:
         """Wait for all."""
         if self.world > 1:
             dist.barrier(group=self.group)
+
+
+#: How gloo, NCCL and the store say that the other end is gone.
+_GONE = re.compile(
+    r"connection (closed|reset|refused|was likely closed)|broken pipe|remote process exited|closed by peer|"
+    r"socket (timeout|closed)|timed out|ncclremoteerror",
+    re.IGNORECASE,
+)
+
+
+def explained(error: BaseException) -> str:
+    """An error in a line; one that only says that the connection broke also says what that means."""
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and _GONE.search(str(error)):
+        return f"lost contact to another process, which has died or was ended; its message tells why ({told})"
+    return told
