@@ -84,10 +84,11 @@ def make_loop(
     validation if it is negative.
     """
     poisoned, patience = changes.pop("poisoned", False), changes.pop("patience", None)
+    dropout = changes.pop("dropout", 0.3)
     asking = interrupt is not None and interrupt < 0 and processes.rank == processes.world - 1
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # whatever was drawn before must not matter
     engine = make_engine(
-        processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=0.3)
+        processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=dropout)
     )
     options = LoopOptions(
         run_dir=run_dir,
@@ -97,10 +98,15 @@ def make_loop(
         validate_every=EPOCH / 2,
         checkpoint_every=changes.pop("checkpoint_every", EPOCH / 3),
         keep=changes.pop("keep", 3),
+        keep_best=changes.pop("keep_best", False),
+        background=changes.pop("background", False),
+        hung_after=changes.pop("hung_after", None),
+        wall_time=changes.pop("wall_time", None),
         log_every=1,
         ema_decay=0.9,
         max_bad_steps=3,
     )
+    assert not changes, changes
     calls = 0
 
     def losses(outputs: Any, b: ToyBatch) -> dict[str, Tensor]:
