@@ -38,7 +38,7 @@ from jmp_ds.training.engine import Engine, EngineOptions
 from jmp_ds.training.loop import Loop
 from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.outcome import Outcome
-from jmp_ds.training.processes import Processes
+from jmp_ds.training.processes import Processes, age_of_process
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, PlateauOptions, Schedule, ScheduleOptions
 
@@ -185,6 +185,10 @@ def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
         validate_every=config.validation.every * epoch,
         checkpoint_every=config.checkpoint.every * epoch,
         keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.best,
+        background=config.checkpoint.background,
+        wall_time=None if config.run.wall_time is None else 3600.0 * config.run.wall_time - age_of_process(),
+        hung_after=None if config.run.hung_after is None else 60.0 * config.run.hung_after,
         ema_decay=config.train.ema,
         seed=config.run.seed,
         resume=config.run.resume,

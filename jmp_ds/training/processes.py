@@ -7,6 +7,7 @@ never wait for the accelerator. Which launchers are understood: place.py. How th
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,13 @@ import torch
 import torch.distributed as dist
 
 from jmp_ds.training.place import Place
+
+
+def age_of_process() -> float:
+    """Seconds since this process was started, its imports included."""
+    import psutil  # type: ignore[import-untyped]  # comes with deepspeed
+
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def pieces(engine: Engine) -> list[Piece]:
     return _pieces_of_flat(engine.zero.round_robin_bit16_groups, engine.zero.partition_size, names, rank)
 
 
-def _pieces_of_flat(groups: Sequence[Sequence[Any]], sizes: Sequence[int], names: dict[int, str], k: int) -> list[Piece]:
+def _pieces_of_flat(
+    groups: Sequence[Sequence[Any]], sizes: Sequence[int], names: dict[int, str], k: int
+) -> list[Piece]:
     """Stages 1 and 2: the parameters of a group in a row, cut into equal parts; this is part `k` of each."""
     found = []
     for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):

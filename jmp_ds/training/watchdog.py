@@ -34,16 +34,16 @@ class Watchdog:
     def __init__(self, file: Path, limit: float | None, on_hang: Callable[[str], None] | None = None) -> None:
         self._file, self._limit, self._on_hang = file, limit, on_hang
         self._patience = 1.0
-        self._last = time.monotonic()
+        self._beats = 0
 
     def beat(self, patience: float = 1.0) -> None:
         """A sign of life; the next one comes within `patience` times the limit. Any thread may give it."""
         self._patience = patience
-        self._last = time.monotonic()
+        self._beats += 1
 
     def still(self) -> None:
         """A sign of life in the midst of something that began with a `beat`; its patience holds on."""
-        self._last = time.monotonic()
+        self._beats += 1
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -68,9 +68,14 @@ class Watchdog:
 
     def _watch(self, limit: float, stacks: IO[str], over: threading.Event) -> None:
         """The thread: looks at the clock, and winds up the other timer as long as it is able to."""
-        while not over.wait(min(1.0, limit / 10)):
-            silent, allowed = time.monotonic() - self._last, limit * self._patience
-            if silent > allowed:
+        silent, beats, before = 0.0, self._beats, time.monotonic()
+        while not over.wait(interval := min(1.0, limit / 10)):
+            now = time.monotonic()
+            # Time in which the whole process was stopped (Slurm suspends jobs like that) is not the run's fault.
+            silent, before = silent + min(now - before, 2 * interval), now
+            if beats != self._beats:
+                silent, beats = 0.0, self._beats
+            if silent > limit * self._patience:
                 self._end(stacks, f"no sign of life for {silent:.0f} s; where all threads were is in {self._file}")
             faulthandler.dump_traceback_later(limit, file=stacks, exit=True)
 

@@ -28,7 +28,8 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("deepspeed", "torch.utils.tensorboard", "training_loops", "training_resharding"):
+    libraries = ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo", "torch.utils.tensorboard")
+    for name in (*libraries, "training_loops", "training_resharding"):
         importlib.import_module(name)
 
 
@@ -101,7 +102,9 @@ def main(file: Path) -> int:
         codes, _ = wait(fork(world, lambda call=call, arguments=arguments: call(**arguments), output), 300.0)
         if any(codes):
             for rank, code in enumerate(codes):
-                print(f"{target}, process {rank} ended with {code}:\n{Path(f'{output}_{rank}.txt').read_text()[-3000:]}")
+                sys.stdout.write(
+                    f"{target}, process {rank} ended with {code}:\n{Path(f'{output}_{rank}.txt').read_text()[-3000:]}"
+                )
             return 1
     return 0
 

@@ -42,7 +42,9 @@ def seen(loop: Loop, steps: int) -> list[list[str]]:
     windows, ids = iter(loader), []
     for _ in range(steps):
         window = next(windows)
-        ids.append(sorted(i for part in loop._processes.gather([i for b in window.batches for i in b.ids]) for i in part))
+        ids.append(
+            sorted(i for part in loop._processes.gather([i for b in window.batches for i in b.ids]) for i in part)
+        )
         assert loop._window(window, Quiet(), Quiet()) is None
         loop.position.loader = loader.state()
     return ids
