@@ -124,7 +124,7 @@ class Checkpoints:
             written = Future()
             try:
                 written.set_result(self._write(aside, self._shards.tensors(), own))
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # told to all in `finish`
                 written.set_exception(error)
         else:
             written = self._writer.submit(self._write, aside, self._shards.host_copy(), own)

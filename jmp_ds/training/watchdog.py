@@ -55,6 +55,7 @@ class Watchdog:
         self.beat(PATIENT)
         over = threading.Event()
         with self._file.open("w") as stacks:
+            faulthandler.dump_traceback_later(self._limit * PATIENT, file=stacks, exit=True)
             thread = threading.Thread(target=self._watch, args=(self._limit, stacks, over), daemon=True)
             thread.start()
             try:
