@@ -180,6 +180,11 @@ class TrainConfig(Section):
     edge_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.0, description="probability that an edge is dropped"
     )
+    on_out_of_memory: Literal["stop", "split"] = Field(
+        default="stop",
+        description="`stop` with a message, or `split` the batch and go on (ZeRO 0 to 2; every process then holds whole "
+        "gradients, and nothing is reduced while they are made)",
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="stop without improvement; null: never"
     )

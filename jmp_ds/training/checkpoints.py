@@ -253,8 +253,10 @@ class Checkpoints:
             told = [p for p in self._processes.gather(problem) if p]
             if self._processes.first:
                 _log.warning("checkpoint %s is not whole (%s); trying the one before", path, "; ".join(told))
-        if names:
-            raise UserError(f"none of the checkpoints in {self.folder} is whole; remove them to start anew")
+        if names or self._processes.from_first((self.folder.parent / "latest").exists()):
+            raise UserError(
+                f"none of the checkpoints in {self.folder} is whole; remove them and `latest` to start anew"
+            )
         return None
 
     def _problem(self, path: Path) -> str | None:

@@ -28,6 +28,7 @@ from jmp_ds.training.randomness import preserved_random_state, random_state, see
 from jmp_ds.training.run import Loader, LoopOptions, Position, Validation, Window
 from jmp_ds.training.schedules import EarlyStopping, Schedule
 from jmp_ds.training.shards import Shards
+from jmp_ds.training.splitting import OutOfMemory, step_in_parts
 from jmp_ds.training.stopping import Deadline, StopRequest
 from jmp_ds.training.watchdog import PATIENT, Watchdog
 
@@ -54,6 +55,7 @@ class Loop:
         early_stopping: needs validation.
         export: called in the first process with `best` or `final`, the model's state on the CPU (averaged weights
             where there are any) and what is known about it.
+        describe: how large a batch is, in words.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Loop:
         validation: Validation | None = None,
         early_stopping: EarlyStopping | None = None,
         export: Callable[[Literal["best", "final"], dict[str, Tensor], dict[str, Any]], None] | None = None,
+        describe: Callable[[Any], str] = lambda batch: f"{batch.num_structures} structures",
     ) -> None:
         self.engine, self.schedule, self.options = engine, schedule, options
         self.position = Position()
@@ -91,6 +94,7 @@ class Loop:
         self._make_loader, self._loss_sums, self._count_labels = make_loader, loss_sums, count_labels
         self._validation, self._early_stopping, self._export = validation, early_stopping, export
         self._processes = engine.processes
+        self._describe = describe
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
         self._save_due = False
@@ -201,9 +205,7 @@ class Loop:
         rates = self.schedule.rates(self._schedule_position(), step / self.options.schedule_unit)
         self.engine.set_rates(rates)
         began = time.monotonic()
-        # graphs left to the device are built before the step, when the device has no other work to be waited for
-        batches = [batch.to(self._processes.device) for batch in window.batches]
-        result = self.engine.step(batches, total_counts, self._loss_sums)
+        result = self._step(window, total_counts, progress, log)
         self.position.step += 1
         self.position.consumed += window.structures
         self._after_step(result, window, total_counts, log, progress)
@@ -214,6 +216,32 @@ class Loop:
         self._deadline.note_step(time.monotonic() - began)
         self.watchdog.beat()
         return None
+
+    def _step(self, window: Window, counts: Mapping[str, float], progress: RunProgress, log: MetricsLog) -> StepResult:
+        """The step itself, and what is done where a batch does not fit into memory."""
+        device = self._processes.device
+        try:
+            # graphs left to the device are built before the step, when the device has no other work to be waited for
+            batches = [batch.to(device) for batch in window.batches]
+            if self.options.on_out_of_memory == "stop":
+                return self.engine.step(batches, counts, self._loss_sums)
+
+            def tell(number: int, parts: int) -> None:
+                text = f"out of memory: {self._describe(window.batches[number])} are computed in {parts} parts"
+                log.write("event", self.position.step + 1, {"split": text})
+                progress.say(f"step {self.position.step + 1}: {text}")
+
+            def divide(number: int, parts: int) -> list[Any]:
+                return [part.to(device) for part in window.divided(number, parts)]
+
+            return step_in_parts(self.engine, batches, counts, self._loss_sums, divide, tell)
+        except torch.OutOfMemoryError as error:
+            sizes = "; ".join(self._describe(batch) for batch in window.batches)
+            raise OutOfMemory(
+                f"process {self._processes.rank} ran out of memory in step {self.position.step + 1} ({sizes}). "
+                "Lower sampling.batch (raise sampling.accumulation to make up for it), set model.recompute: on, or "
+                f"train.on_out_of_memory: split. {error}"
+            ) from error
 
     # ---------------------------------------------------------------------------------------- after a window
 

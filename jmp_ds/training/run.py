@@ -22,6 +22,9 @@ class Window(Protocol):
     def structures(self) -> int:
         """Structures of all processes."""
 
+    def divided(self, number: int, parts: int) -> Sequence[Any]:
+        """This process's micro-batch `number` again, in at most so many parts."""
+
 
 class Loader(Protocol):
     """Yields windows (`jmp_ds.data.loading.TrainLoader`)."""
@@ -85,6 +88,7 @@ class LoopOptions:
             early enough to save.
         hung_after: seconds without any progress (four times as many for the first step and for checkpoints) after which
             the process writes down where it hangs and ends; None: it waits forever.
+        on_out_of_memory: `stop` with a message, or `split` the batch and go on (see splitting.py).
         resume: False ignores checkpoints (the trainers refuse a folder that has some).
     """
 
@@ -105,6 +109,7 @@ class LoopOptions:
     stop_grace: float = 10.0
     wall_time: float | None = None
     hung_after: float | None = None
+    on_out_of_memory: Literal["stop", "split"] = "stop"
     resume: bool = True
 
 

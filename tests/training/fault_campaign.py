@@ -1,7 +1,7 @@
 """Kills a run again and again, in every phase, and holds what comes out to the bit against an undisturbed one.
 
-    python tests/training/fault_campaign.py                 # the whole; writes its figures into docs/reliability.md
-    python tests/training/fault_campaign.py --kills 2 --out FOLDER    # a sample, figures to standard output
+    python tests/training/fault_campaign.py --document docs/reliability.md    # the whole, figures into the document
+    python tests/training/fault_campaign.py --kills 1 --sample    # two kinds of runs only
 
 Phases: `step` (an optimizer step), `save` (a checkpoint's files), `commit` (from the last file on disk to the removal of
 old checkpoints), `load` (from the search for checkpoints to restored values). A kill comes at a random file operation
@@ -158,9 +158,9 @@ class Findings:
 
     kills: Counter = field(default_factory=Counter)
     slowest: float = 0.0
-    lost_steps: list[int] = field(default_factory=list)
     runs: int = 0
     starts: int = 0
+    damage: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
@@ -293,6 +293,56 @@ def finish_run(cell: Cell, run: Path, wanted: list[str], rng: random.Random, fin
             raise SystemExit(report(findings))
 
 
+def spoil(file: Path, how: str, rng: random.Random) -> None:
+    """Damage one file of a checkpoint."""
+    content = file.read_bytes()
+    position = rng.randrange(len(content))
+    if how == "truncated":
+        file.write_bytes(content[:position])
+    elif how == "bit flipped":
+        file.write_bytes(
+            content[:position] + bytes([content[position] ^ 1 << rng.randrange(8)]) + content[position + 1 :]
+        )
+    elif how == "zeroed":
+        file.write_bytes(content[:position] + bytes(len(content) - position))
+    else:
+        file.unlink()
+
+
+def damage_cell(cell: Cell, trials: int, rng: random.Random, folder: Path, findings: Findings) -> None:
+    """Files of the newest checkpoints damaged: the run goes on from the one before and ends like an undisturbed one."""
+    straight = folder / "straight"
+    middle = folder / "middle"
+    if not straight.is_dir():
+        start(cell, straight, None, findings)
+    while not (middle / "fired.txt").is_file():  # stopped in the middle, three checkpoints and the best there
+        shutil.rmtree(middle, ignore_errors=True)
+        start(cell, middle, Kill(0, "step", 10, None, 0.0, signal.SIGTERM), findings)
+    checkpoints = sorted(p.name for p in (middle / "checkpoints").iterdir())
+    for trial in range(trials):
+        run = folder / f"damaged_{trial}"
+        shutil.copytree(middle, run)
+        for name in ("fired.txt", "resumed.txt"):
+            (run / name).unlink(missing_ok=True)
+        spoilt = rng.randint(1, len(checkpoints) - 1) if trial else len(checkpoints)
+        by_age = sorted((run / "checkpoints").iterdir(), key=lambda p: -int(p.name[5:]))
+        for path in by_age[:spoilt]:
+            how = rng.choice(["truncated", "bit flipped", "bit flipped", "zeroed", "removed"])
+            spoil(rng.choice(sorted(p for p in path.iterdir() if p.stat().st_size)), how, rng)
+            findings.damage[how] += 1
+        codes, _ = start(cell, run, None, findings)
+        hopeless = spoilt == len(by_age)
+        said = outputs(run)
+        if hopeless and not (all(codes) and "is whole; remove them" in said):
+            findings.problems.append(f"{cell}: all checkpoints damaged: {codes}\n{said}")
+        if not hopeless:
+            if any(codes) or (run / "resumed.txt").read_text() != by_age[spoilt].name:
+                findings.problems.append(f"{cell}: {spoilt} damaged checkpoints: {codes}\n{said}")
+            elif not all(same(run / f"everything_{r}.pt", straight / f"everything_{r}.pt") for r in range(cell.world)):
+                findings.problems.append(f"{cell}: ended otherwise after damaged checkpoints")
+        shutil.rmtree(run)
+
+
 def report(findings: Findings) -> str:
     """The figures in words."""
     phases = Counter()
@@ -303,10 +353,14 @@ def report(findings: Findings) -> str:
             signals[key.split(" in ")[0]] += count
     total = sum(phases.values())
     cells = {key: count for key, count in findings.kills.items() if " in " not in key}
+    damage = ", ".join(f"{n} {how}" for how, n in sorted(findings.damage.items()))
     lines = [
         f"{total} kills ({', '.join(f'{n} {s}' for s, n in sorted(signals.items()))}) in {findings.starts} starts of "
         f"{findings.runs} runs; {len(findings.problems)} problems. "
         f"After a kill the last process was gone {findings.slowest:.1f} s after the first at the latest.",
+        "",
+        f"{findings.damage.total()} damaged checkpoint files ({damage}): "
+        "each run went on from the newest whole checkpoint to the same weights, or refused where none was whole.",
         "",
         f"| phase | {' | '.join(PHASES)} |",
         f"|---|{'---|' * len(PHASES)}",
@@ -322,13 +376,14 @@ def report(findings: Findings) -> str:
     return "\n".join([*lines, *(f"\nPROBLEM {text}" for text in findings.problems)])
 
 
-def campaign(per_phase: int, seed: int, folder: Path, cells: list[Cell]) -> Findings:
+def campaign(per_phase: int, damaged: int, seed: int, folder: Path, cells: list[Cell]) -> Findings:
     """So many kills per cell and phase."""
     warm_up()
     findings = Findings()
     for number, cell in enumerate(cells):
         began = time.monotonic()
         kill_cell(cell, per_phase, random.Random(f"{seed}/{cell}"), folder / f"cell_{number}", findings)
+        damage_cell(cell, damaged, random.Random(f"{seed}/{cell}"), folder / f"cell_{number}", findings)
         shutil.rmtree(folder / f"cell_{number}") if not findings.problems else None
         sys.stderr.write(f"{cell}: {findings.kills[str(cell)]} kills, {time.monotonic() - began:.0f} s\n")
     return findings
@@ -343,6 +398,7 @@ def main() -> int:
     """Run it; the exit code says whether everything held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=2, help="in each phase of each cell")
+    parser.add_argument("--damaged", type=int, default=4, help="runs of each cell with damaged checkpoints")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", action="store_true", help="two cells only")
@@ -351,7 +407,7 @@ def main() -> int:
     cells = all_cells(arguments.stages)
     cells = [Cell(1, arguments.stages[0], True), Cell(2, arguments.stages[-1], False)] if arguments.sample else cells
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    findings = campaign(arguments.kills, arguments.seed, folder, cells)
+    findings = campaign(arguments.kills, arguments.damaged, arguments.seed, folder, cells)
     text = report(findings)
     sys.stdout.write(text + "\n")
     if findings.problems:

@@ -33,6 +33,10 @@ class ToyStep:
     batches: list[ToyBatch]
     structures: int
 
+    def divided(self, number: int, parts: int) -> list[ToyBatch]:
+        numbers = [int(i.removeprefix("toy-")) for i in self.batches[number].ids]
+        return [batch(numbers[k::parts]) for k in range(min(parts, max(1, len(numbers))))]
+
 
 class ToyLoader:
     """Permuted epochs, cut into windows of varying size that are dealt out to processes and micro-batches."""
