@@ -14,7 +14,8 @@ import pytest
 from small_stores import write_pretrain
 
 from jmp_ds.cli.base import MISTAKE
-from jmp_ds.cli.restarting import Attempts, fresh_outcome, remaining_wall_time, stamps
+from jmp_ds.cli.launching import outcome_marks
+from jmp_ds.cli.restarting import Attempts, fresh_outcome, remaining_wall_time
 from jmp_ds.config import load_pretrain
 from jmp_ds.config.checks import check_pretrain
 from jmp_ds.pretrain import run_pretrain
@@ -69,7 +70,7 @@ def test_an_outcome_of_an_earlier_start_does_not_count(tmp_path: Path) -> None:
     script = Script(tmp_path, (1, None, None), (0, "finished", 1))
     assert Attempts(script, [tmp_path], 1, pause=0.001).run() == 0
     assert script.starts == 2
-    (before,) = stamps([tmp_path])
+    (before,) = outcome_marks([tmp_path])
     assert fresh_outcome(tmp_path, before) is None
 
 
@@ -93,8 +94,8 @@ def test_a_request_to_stop_ends_the_pause(tmp_path: Path) -> None:
 
 
 def test_restarts_keep_to_the_wall_time_of_the_job() -> None:
-    assert remaining_wall_time(["a=1"], None, 0.0) == ["a=1"]
-    (word,) = remaining_wall_time([], 2.0, time.monotonic() - 3600.0)
+    assert remaining_wall_time(None, 0.0) == []
+    (word,) = remaining_wall_time(2.0, time.monotonic() - 3600.0)
     assert float(word.removeprefix("run.wall_time=")) == pytest.approx(1.0, abs=0.01)
 
 

@@ -28,7 +28,9 @@ Recipe = Annotated[str | None, typer.Option(help="recipe that lies under the fil
 Processes = Annotated[int, typer.Option(min=1, help="start so many local processes through the deepspeed launcher")]
 Restarts = Annotated[
     int,
-    typer.Option(min=0, help="start again by itself after a failure, at most so often in a row without a new checkpoint"),
+    typer.Option(
+        min=0, help="start again by itself after a failure, at most so often in a row without a new checkpoint"
+    ),
 ]
 Check = Annotated[bool, typer.Option("--check", help="only check the configuration and print it resolved")]
 
@@ -201,7 +203,7 @@ def _keep_going(prepared: Prepared, words: Sequence[str], processes: int, restar
     def once() -> int:
         all_words = [*words, *remaining_wall_time(prepared.wall_time, began)]
         if processes == 1:
-            command = Command([sys.executable, "-m", "jmp_ds.cli", *all_words])
+            command = Command(words=(sys.executable, "-m", "jmp_ds.cli", *all_words))
             return execute(command, lambda pid: os.kill(pid, signal.SIGTERM))
         layout = Layout(per_node=processes, port=free_port())
         command = local(all_words, processes, layout.port).with_variables(accelerator(prepared.device))

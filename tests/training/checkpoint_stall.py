@@ -14,15 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-from jmp_ds.training.checkpoints import Checkpoints  # noqa: E402
-from jmp_ds.training.ds_config import load_ds_config  # noqa: E402
-from jmp_ds.training.ema import Ema  # noqa: E402
-from jmp_ds.training.engine import Engine, EngineOptions, start_processes  # noqa: E402
-from jmp_ds.training.optimizer import OptimizerOptions, parameter_groups  # noqa: E402
-from jmp_ds.training.shards import Shards  # noqa: E402
+from jmp_ds.training.checkpoints import Checkpoints
+from jmp_ds.training.ds_config import load_ds_config
+from jmp_ds.training.ema import Ema
+from jmp_ds.training.engine import Engine, EngineOptions, start_processes
+from jmp_ds.training.optimizer import OptimizerOptions, parameter_groups
+from jmp_ds.training.shards import Shards
 
 
 def main() -> None:
