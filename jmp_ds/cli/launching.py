@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -53,8 +54,11 @@ def execute(command: Command, stop: Callable[[int], None]) -> int:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         stop(child.pid)
+        if callable(earlier := before[number]) and earlier is not signal.default_int_handler:
+            earlier(number, frame)  # whoever starts us again must know of it too
 
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before: dict[int, Any] = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         return child.wait()
     finally:

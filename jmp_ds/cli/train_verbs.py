@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,12 @@ STOPPED = 3
 Words = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY.SUB=VALUE]...", show_default=False)]
 Recipe = Annotated[str | None, typer.Option(help="recipe that lies under the file; a name or a YAML file")]
 Processes = Annotated[int, typer.Option(min=1, help="start so many local processes through the deepspeed launcher")]
+Restarts = Annotated[
+    int,
+    typer.Option(
+        min=0, help="start again by itself after a failure, at most so often in a row without a new checkpoint"
+    ),
+]
 Check = Annotated[bool, typer.Option("--check", help="only check the configuration and print it resolved")]
 
 
@@ -31,34 +41,39 @@ class Prepared:
 
     Attributes:
         folders: of its runs.
-        device: as configured.
+        device, wall_time: as configured.
         show: prints the configuration.
         run: does it in this process, and yields the outcomes.
     """
 
     folders: list[Path]
     device: str
+    wall_time: float | None
     show: Callable[[], object]
     run: Callable[[], Iterable[Outcome]]
 
 
-def pretrain(words: Words, recipe: Recipe = None, processes: Processes = 1, check: Check = False) -> None:
+def pretrain(
+    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+) -> None:
     """Train one network on several tasks from random weights.
 
     CONFIG is a YAML file; KEY.SUB=VALUE (YAML syntax) wins over it, e.g. `train.optimizer.lr=1e-4`. A run folder that
     holds a checkpoint is resumed. Exit codes: 0 finished, 2 a mistake in what was asked, 3 stopped on request.
     More machines than one: `jmp-ds launch`.
     """
-    _do(_prepare_pretrain(words, recipe), ["pretrain", *_arguments(words, recipe)], processes, check)
+    _do(_prepare_pretrain(words, recipe), ["pretrain", *_arguments(words, recipe)], processes, auto_restart, check)
 
 
-def finetune(words: Words, recipe: Recipe = None, processes: Processes = 1, check: Check = False) -> None:
+def finetune(
+    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+) -> None:
     """Train a pre-trained network on tasks of your own.
 
     CONFIG is a YAML file, or several that are run one after the other; KEY.SUB=VALUE (YAML syntax) wins over all of
     them. `from: {bundle: FOLDER, heads: new | keep | copy:TASK}` or `from: scratch`.
     """
-    _do(_prepare_finetune(words, recipe), ["finetune", *_arguments(words, recipe)], processes, check)
+    _do(_prepare_finetune(words, recipe), ["finetune", *_arguments(words, recipe)], processes, auto_restart, check)
 
 
 def prepare(words: Sequence[str]) -> Prepared:
@@ -98,6 +113,7 @@ def _prepare_pretrain(words: Sequence[str], recipe: str | None) -> Prepared:
     return Prepared(
         [Path(run.dir)],
         run.device,
+        run.wall_time,
         lambda: typer.echo(resolved.to_yaml(), nl=False),
         lambda: [run_pretrain(resolved, checked)],
     )
@@ -119,6 +135,7 @@ def _prepare_finetune(words: Sequence[str], recipe: str | None) -> Prepared:
     return Prepared(
         folders,
         runs[0].config.run.device,
+        runs[0].config.run.wall_time,
         lambda: typer.echo("".join(resolved.to_yaml() for resolved in runs), nl=False),
         lambda: run_finetune(list(zip(runs, checked, strict=True))),
     )
@@ -133,13 +150,15 @@ def _arguments(words: Sequence[str], recipe: str | None) -> list[str]:
     return [*words, *(["--recipe", recipe] if recipe else [])]
 
 
-def _do(prepared: Prepared, words: Sequence[str], processes: int, check: bool) -> None:
+def _do(prepared: Prepared, words: Sequence[str], processes: int, restarts: int, check: bool) -> None:
     """Show the configuration, start processes, or train here."""
     from jmp_ds.cli.launch_commands import Launcher, Layout, local
     from jmp_ds.cli.launching import accelerator, free_port
 
     if check:
         prepared.show()
+    elif restarts:
+        _keep_going(prepared, words, processes, restarts)
     elif processes > 1:
         layout = Layout(per_node=processes, port=free_port())
         command = local(words, processes, layout.port).with_variables(accelerator(prepared.device))
@@ -167,6 +186,34 @@ def start(prepared: Prepared, command: Command, launcher: Launcher, layout: Layo
         raise typer.Exit(abs(code))
     if code == MISTAKE:
         raise typer.Exit(MISTAKE)  # the first process has said what is wrong
+    for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
+        _judge(folder, code, begun=new != old)
+
+
+def _keep_going(prepared: Prepared, words: Sequence[str], processes: int, restarts: int) -> None:
+    """Train in other processes, started again when they fail; the exit code follows from the outcomes."""
+    from jmp_ds.cli.launch_commands import Command, Launcher, Layout, local
+    from jmp_ds.cli.launching import accelerator, execute, free_port, launched, outcome_marks, stopper
+    from jmp_ds.cli.restarting import Attempts, remaining_wall_time
+
+    if launched():
+        raise UserError("--auto-restart: this process was itself started by a launcher; leave the option out")
+    began, before = time.monotonic(), outcome_marks(prepared.folders)
+
+    def once() -> int:
+        all_words = [*words, *remaining_wall_time(prepared.wall_time, began)]
+        if processes == 1:
+            command = Command(words=(sys.executable, "-m", "jmp_ds.cli", *all_words))
+            return execute(command, lambda pid: os.kill(pid, signal.SIGTERM))
+        layout = Layout(per_node=processes, port=free_port())
+        command = local(all_words, processes, layout.port).with_variables(accelerator(prepared.device))
+        return execute(command, stopper(Launcher.local, layout))
+
+    attempts = Attempts(once, prepared.folders, restarts)
+    with attempts.told_of_signals():
+        code = attempts.run()
+    if code == MISTAKE or (code == STOPPED and processes == 1):
+        raise typer.Exit(code)  # the child has said why
     for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
         _judge(folder, code, begun=new != old)
 

@@ -305,6 +305,12 @@ def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
     """The DeepSpeed file, which refuses gradient forces at ZeRO-3 among others."""
     gradient = any(t.forces is not None and t.forces.kind == "gradient" for t in resolved.config.tasks.values())
     try:
-        return load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
+        config = load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
     except UserError as error:
         raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
+    if resolved.config.train.on_out_of_memory == "split" and (config.stage == 3 or "fp16" in config.values):
+        raise resolved.complaint(
+            "train.on_out_of_memory",
+            "`split` works at ZeRO stages 0 to 2 without DeepSpeed's fp16; use `stop`, or another engine.deepspeed",
+        )
+    return config

@@ -20,6 +20,15 @@ class RunConfig(Section):
     threads: int = Field(
         default=0, ge=0, description="CPU threads per process; 0 divides the cores among the processes"
     )
+    wall_time: PositiveFloat | None = Field(
+        default=None,
+        description="hours that the run has, from the start of its processes; it stops early enough to write a checkpoint",
+    )
+    hung_after: PositiveFloat | None = Field(
+        default=15.0,
+        description="minutes without any progress (four times as many for the first step and for checkpoints) after which "
+        "a process writes where it hangs into the run folder and ends the run; null: never",
+    )
     resume: bool = Field(
         default=True, description="continue from the newest checkpoint in `dir`; false refuses a folder with one"
     )
@@ -171,6 +180,11 @@ class TrainConfig(Section):
     edge_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.0, description="probability that an edge is dropped"
     )
+    on_out_of_memory: Literal["stop", "split"] = Field(
+        default="stop",
+        description="`stop` with a message, or `split` the batch and go on (ZeRO 0 to 2; every process then holds whole "
+        "gradients, and nothing is reduced while they are made)",
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="stop without improvement; null: never"
     )
@@ -208,3 +222,10 @@ class CheckpointConfig(Section):
 
     every: PositiveFloat = Field(default=1.0, description="in epochs")
     keep: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    best: bool = Field(
+        default=True, description="write one after every validation that was the best so far, and keep that one too"
+    )
+    background: bool = Field(
+        default=False,
+        description="write files while training goes on; takes host memory for a second copy of what is saved",
+    )

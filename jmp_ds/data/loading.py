@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Step:
         plan: what all ranks do in this step.
         consumed: structures drawn over all ranks since the run began, this step included.
         last_of_epoch: whether the epoch ends with it.
+        divided: (number of the micro-batch, parts) → the same structures again, in at most so many batches.
     """
 
     batches: list[Batch | Unbuilt]
@@ -75,6 +77,7 @@ class Step:
     plan: StepPlan
     consumed: int
     last_of_epoch: bool
+    divided: Callable[[int, int], Sequence[Batch | Unbuilt]]
 
     @property
     def structures(self) -> int:
@@ -166,7 +169,14 @@ class TrainLoader:
             last = plan.stop == len(self.mixture)
             self._epoch, self._position = (epoch + 1, 0) if last else (epoch, plan.stop)
             self._step += 1
-            yield Step(batches=parts, epoch=epoch, plan=plan, consumed=self.consumed, last_of_epoch=last)
+            yield Step(
+                batches=parts,
+                epoch=epoch,
+                plan=plan,
+                consumed=self.consumed,
+                last_of_epoch=last,
+                divided=partial(self._divided, epoch, plan),
+            )
 
     def plans(self) -> Iterator[tuple[int, StepPlan]]:
         """(epoch, plan) of every step from the present state on, without reading any structure."""
@@ -195,6 +205,13 @@ class TrainLoader:
             planned.append((ahead.epoch, plan))
             for micro in range(plan.accumulation):
                 yield Work(ahead.epoch, ahead.samples(plan.start + plan.part(micro, self.loading.rank)))
+
+    def _divided(self, epoch: int, plan: StepPlan, number: int, parts: int) -> list[Batch | Unbuilt]:
+        """A micro-batch of this rank made again, in parts of about equally many structures."""
+        positions = plan.start + plan.part(number, self.loading.rank)
+        samples = LookAhead(self.mixture, self.sources, epoch).samples(positions)
+        chunks = np.array_split(np.arange(len(samples)), max(1, min(parts, len(samples))))
+        return [self._builder(Work(epoch, tuple(samples[i] for i in chunk))) for chunk in chunks]
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         """Take over a state after checking that it means the same order."""

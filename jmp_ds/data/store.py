@@ -90,7 +90,7 @@ class Store:
 
         Raises:
             IndexError: there is no such record.
-            UserError: the shard cannot be read.
+            UserError: the shard cannot be read, or the record has changed since it was written.
         """
         i = int(i)
         if not 0 <= i < len(self):
@@ -101,7 +101,11 @@ class Store:
             if data is None:
                 name = self.summary.shards[shard].name
                 raise UserError(f"store {self.path}: record {i} is not in {name}; run `jmp-ds data check {self.path}`")
-            return decode(data)
+            try:
+                return decode(data)
+            except UserError as error:
+                name = self.summary.shards[shard].name
+                raise UserError(f"store {self.path}: record {i} in {name}: {error}") from None
 
     def __iter__(self) -> Iterator[Record]:
         return self.range(0, len(self))

@@ -29,6 +29,7 @@ from jmp_ds.experiment.loaders import (
 )
 from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
+from jmp_ds.graphs.batch import Batch, Structures
 from jmp_ds.planning import backend
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.metrics import Metrics
@@ -38,7 +39,7 @@ from jmp_ds.training.engine import Engine, EngineOptions
 from jmp_ds.training.loop import Loop
 from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.outcome import Outcome
-from jmp_ds.training.processes import Processes
+from jmp_ds.training.processes import Processes, age_of_process
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, PlateauOptions, Schedule, ScheduleOptions
 
@@ -167,8 +168,17 @@ def train(
         if stopping is not None
         else None,
         export=_exporter(Path(config.run.dir), model, material, origin or {}),
+        describe=size_in_words,
     )
     return loop.run()
+
+
+def size_in_words(batch: Structures) -> str:
+    """Counts of a batch; those of its graph where that is built."""
+    words = f"{batch.num_structures} structures with {batch.num_atoms} atoms"
+    if not isinstance(batch, Batch):
+        return words
+    return f"{words} and {batch.graph.main.num_edges} edges"
 
 
 def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
@@ -185,6 +195,11 @@ def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
         validate_every=config.validation.every * epoch,
         checkpoint_every=config.checkpoint.every * epoch,
         keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.best,
+        background=config.checkpoint.background,
+        wall_time=None if config.run.wall_time is None else 3600.0 * config.run.wall_time - age_of_process(),
+        on_out_of_memory=config.train.on_out_of_memory,
+        hung_after=None if config.run.hung_after is None else 60.0 * config.run.hung_after,
         ema_decay=config.train.ema,
         seed=config.run.seed,
         resume=config.run.resume,

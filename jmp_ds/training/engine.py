@@ -9,9 +9,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,6 +198,16 @@ class Engine:
         """ZeRO stage."""
         return self.options.ds_config.stage
 
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's optimizer, which knows how the parameters are cut (shards.py)."""
+        return self._engine.optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that makes the steps; under ZeRO it works on this process's partitions."""
+        return self._optimizer
+
     def set_rates(self, rates: Sequence[float]) -> None:
         """Learning rates of the parameter groups for the next step."""
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
@@ -235,12 +244,34 @@ class Engine:
                 self._engine.step()  # counts the micro-batch; changes nothing before the window is full
             outputs = self._engine(batch)
             sums = loss_sums(outputs, batch)
-            loss = sum((factors[g] * s for g, s in sums.items()), start=_touch(outputs))
-            self._engine.backward(_infectious(loss))
+            loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
+            self._engine.backward(infectious(loss))
             losses.append(loss.detach())
             for group, value in sums.items():
                 totals[group] = totals[group] + value.detach() if group in totals else value.detach()
         return totals, losses
+
+    def backward_given(self, gradients: Sequence[Tensor], last: bool) -> None:
+        """As the backward pass of a micro-batch whose gradients are known; collective (splitting.py).
+
+        Args:
+            gradients: of the trainable parameters, in their order.
+            last: whether the window ends with it.
+        """
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._engine.backward(GivenGradients.apply(gradients, *parameters))
+        if not last:
+            self._engine.step()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes, for who calls the module itself."""
+        dtype = torch.bfloat16 if self.options.ds_config.autocast else None
+        return torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @property
+    def step_norm(self) -> float:
+        """Global norm of the gradient of the last step, before clipping."""
+        return self._step_norm
 
     def apply(self) -> bool:
         """Update the weights; whether that was skipped, on all processes alike, because a gradient is not finite."""
@@ -270,8 +301,7 @@ class Engine:
     def evaluate(self, batch: Any) -> Any:
         """Outputs for a batch, without gradients of parameters, in the precision of training."""
         self.module.eval()
-        dtype = torch.bfloat16 if self.options.ds_config.autocast else None
-        with torch.no_grad(), torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), self.autocast():
             return self.module(batch)
 
     # ----------------------------------------------------------------------------------------------- weights
@@ -306,29 +336,24 @@ class Engine:
         finally:
             zero.single_partition_of_fp32_groups = masters
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    def spread_masters(self) -> None:
+        """Bring the master weights, changed from outside, into everyone's model; collective."""
+        self._set_weights(self.masters())
 
-    def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py.
 
-        Raises:
-            OSError, RuntimeError: this process could not write; the others return.
-        """
-        try:
-            self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-        except (OSError, RuntimeError):
-            dist.barrier()  # where the other processes wait at the end of their own writing
-            raise
+class GivenGradients(torch.autograd.Function):
+    """Zero whose gradients with respect to the parameters are given."""
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Read them back; collective.
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        """Zero."""
+        ctx.gradients = gradients
+        return torch.zeros((), device=parameters[0].device)
 
-        Raises:
-            RuntimeError: DeepSpeed found nothing there.
-        """
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed could not load {directory / tag}")
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        """What was given."""
+        return (None, *(g * scale.to(g.dtype) for g in ctx.gradients))
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -336,7 +361,7 @@ def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
     optimizer.zero_grad(set_to_none=True)
 
 
-def _touch(outputs: Outputs) -> Tensor:
+def touch(outputs: Outputs) -> Tensor:
     """Zero that depends on every output, so that all parameters get a gradient even where a head has no labelled row.
 
     A parameter without gradient on one process would silently pair with another one's (deepspeed.md section 2).
@@ -346,7 +371,7 @@ def _touch(outputs: Outputs) -> Tensor:
     return torch.stack([p.float() for p in parts]).sum()
 
 
-def _infectious(loss: Tensor) -> Tensor:
+def infectious(loss: Tensor) -> Tensor:
     """The same loss, whose gradient is not a number where the loss is not finite.
 
     The gradient of |x| is finite at NaN, so a bad label on one process would go unnoticed; like this it reaches the

@@ -6,6 +6,8 @@ never wait for the accelerator. Which launchers are understood: place.py. How th
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,13 @@ import torch
 import torch.distributed as dist
 
 from jmp_ds.training.place import Place
+
+
+def age_of_process() -> float:
+    """Seconds since this process was started, its imports included."""
+    import psutil  # type: ignore[import-untyped]  # comes with deepspeed
+
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,19 @@ class Processes:
         """Wait for all."""
         if self.world > 1:
             dist.barrier(group=self.group)
+
+
+#: How gloo, NCCL and the store say that the other end is gone.
+_GONE = re.compile(
+    r"connection (closed|reset|refused|was likely closed)|broken pipe|remote process exited|closed by peer|"
+    r"socket (timeout|closed)|timed out|ncclremoteerror",
+    re.IGNORECASE,
+)
+
+
+def explained(error: BaseException) -> str:
+    """An error in a line; one that only says that the connection broke also says what that means."""
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and _GONE.search(str(error)):
+        return f"lost contact to another process, which has died or was ended; its message tells why ({told})"
+    return told
