@@ -21,7 +21,6 @@ from typer.testing import CliRunner, Result
 
 from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.cli.app import app
-from jmp_ds.cli.launching import deepspeed_command
 from jmp_ds.cli.train_verbs import divide
 from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings
@@ -30,7 +29,10 @@ from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
-VERBS = ["data", "pretrain", "finetune", "evaluate", "predict", "fit-scales", "import-jmp", "show", "doctor"]
+VERBS = [
+    *("data", "pretrain", "finetune", "launch", "evaluate", "predict", "fit-scales", "import-jmp", "show", "plan"),
+    "doctor",
+]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -275,12 +277,6 @@ def test_fit_scales_gives_every_factor_a_value(folder: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert load_bundle(bundle).unfitted == []
     assert run("fit-scales", bundle, "molecules").exit_code == 2
-
-
-def test_the_launcher_command_names_the_processes() -> None:
-    command = deepspeed_command(["pretrain", "a.yaml"], 2, 12345)
-    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
-    assert command[-4:] == ["--module", "jmp_ds.cli", "pretrain", "a.yaml"]
 
 
 def test_words_are_files_or_overrides() -> None:

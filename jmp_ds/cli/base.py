@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from jmp_ds.errors import UserError
+from jmp_ds.training.place import recognise
 
 #: Exit code of a mistake that the user can mend.
 MISTAKE = 2
@@ -39,9 +40,17 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            rank = os.environ.get("RANK", "0")
-            typer.echo(f"jmp-ds{'' if rank == '0' else f' (process {rank})'}: {one_line(error)}", err=True)
+            rank = _rank()
+            typer.echo(f"jmp-ds{f' (process {rank})' if rank else ''}: {one_line(error)}", err=True)
             raise typer.Exit(MISTAKE) from None
+
+
+def _rank() -> int:
+    """Number of this process among those of its launch; 0 where that cannot be told."""
+    try:
+        return recognise(os.environ).rank
+    except UserError:
+        return 0
 
 
 def one_line(error: BaseException) -> str:

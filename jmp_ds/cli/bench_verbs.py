@@ -19,6 +19,8 @@ class ModelSize(StrEnum):
 
     jmp_s = "jmp-s"
     jmp_l = "jmp-l"
+    jmp_xl = "jmp-xl"
+    jmp_xxl = "jmp-xxl"
     tiny = "tiny"
 
 
@@ -105,6 +107,25 @@ def step(
         print_table(table.title, table.columns, table.rows)
     if json_file is not None:
         write_json(json_file, found)
+
+
+@group.command(no_args_is_help=True)
+def prediction(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="written by `bench step --json`")],
+    fit: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="fit times to these files only; repeat it [default: all of them]"),
+    ] = None,
+) -> None:
+    """Compare measured steps with what `jmp-ds plan` says of them: kept activations, peak memory, time."""
+    from jmp_ds.bench.prediction import compare, prediction_table, summary
+    from jmp_ds.cli.data_verbs import print_table
+
+    found = compare(files, fit or files)
+    table = prediction_table(found)
+    print_table(table.title, table.columns, table.rows)
+    for line in summary(found):
+        typer.echo(line)
 
 
 class GrowthSeries(StrEnum):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jmp_kernels import BackendName
 
@@ -26,7 +25,8 @@ from jmp_ds.planning import Graphs, backend, graphs_on
 from jmp_ds.report import plot_parity
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.model import MultiTaskModel
-from jmp_ds.training.processes import Place, Processes
+from jmp_ds.training.place import Place
+from jmp_ds.training.processes import Processes
 
 
 def evaluate_bundle(
@@ -94,5 +94,4 @@ def _source(bundle: Bundle, text: str) -> Source:
     if not equals:
         raise UserError(f"{text!r}: must look like TASK=STORE; tasks are {', '.join(t.name for t in bundle.tasks)}")
     task = bundle.task(name)
-    store = Store(path)
-    return open_source(task.name, task.graph, store, [], indices=np.arange(len(store)), progress=True)
+    return open_source(task.name, task.graph, Store(path), [], progress=True)

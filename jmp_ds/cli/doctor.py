@@ -1,81 +1,70 @@
-"""`jmp-ds doctor`: what is installed, what will run, and what is missing."""
+"""`jmp-ds doctor`: what is installed, what will run, what is missing or in the way."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import os
-import platform
-import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-#: Package → what is lost without it; None: needed by everything.
-PACKAGES: dict[str, str | None] = {
-    "numpy": None,
-    "ase": None,
-    "vesin": None,
-    "lmdb": None,
-    "h5py": None,
-    "pydantic": None,
-    "safetensors": None,
-    "matplotlib": None,
-    "deepspeed": "training (extra `train`)",
-    "tensorboard": "TensorBoard logs (extra `train`)",
-    "triton": "Triton kernels on GPUs (extra `kernels`)",
-    "tblite": "making demonstration data anew (extra `demo`)",
-}
+if TYPE_CHECKING:
+    from jmp_ds.cli.checkup.finding import Finding
+
+_MARKS = {"ok": "", "off": "[dim]", "problem": "[yellow]", "missing": "[red]"}
 
 
-def doctor() -> None:
-    """Report versions, devices, threads and optional packages; exit 1 if something needed is missing."""
-    from rich.console import Console
-    from rich.table import Table
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False) -> None:
+    """Report versions, devices, interconnect, launchers, compilers, what is switched off and why, and leftovers.
 
-    console = Console()
-    table = Table(title="jmp-ds doctor", show_header=False)
-    for key, value in [("jmp-ds", _version("jmp-ds") or "not installed as a package"), *_machine()]:
-        table.add_row(key, value)
-    missing = []
-    for package, loss in PACKAGES.items():
-        version = _version(package)
-        if version is None and loss is None:
-            missing.append(package)
-        table.add_row(package, version or (f"absent: no {loss}" if loss else "[red]MISSING[/red]"))
-    console.print(table)
+    Leftovers are locks of half-built operators, which make later runs wait for ever, and files in shared memory whose
+    processes are gone. Nothing is changed. Exit code 1 if something is missing without which nothing works.
+    """
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _show(findings)
+    missing = [finding.name for finding in findings if finding.level == "missing"]
     if missing:
         typer.echo(f"missing: {', '.join(missing)}; install with pip install jmp-ds", err=True)
         raise typer.Exit(1)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def examine() -> list[Finding]:
+    """Everything; what needs torch only where there is one."""
+    import importlib.util
+
+    from jmp_ds.cli.checkup import leftovers, software
+
+    findings = list(software.versions())
+    if importlib.util.find_spec("torch") is not None:
+        from jmp_ds.cli.checkup import limits, machine
+
+        findings += [*machine.devices(), *machine.interconnect(), *limits.switched_off(), *limits.launch_environment()]
+    built_in = leftovers.extensions(dict(os.environ), Path.home())
+    findings += [*software.programs(), *leftovers.locks(built_in), *leftovers.shared_memory()]
+    return findings
 
 
-def _kernels(gpu: bool) -> str:
-    """What `kernels: auto` takes here."""
-    if not gpu:
-        return "PyTorch: the Triton kernels need a GPU"
-    return "Triton" if _version("triton") else "PyTorch: triton is not installed (extra `kernels`)"
+def _show(findings: list[Finding]) -> None:
+    """A table for each topic, and at the end what somebody should do."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-
-def _machine() -> list[tuple[str, str]]:
-    """Python, torch, devices, cores, memory for shared tensors."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    rows = [
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
-        ("cores", str(cores)),
-        ("GPUs", ", ".join(gpus) or "none: everything runs on the CPU"),
-        ("kernels", _kernels(bool(gpus))),
-    ]
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        rows.append(("/dev/shm free", f"{shutil.disk_usage(shared).free / 2**30:.1f} GiB"))
-    return rows
+    console = Console()
+    for topic in dict.fromkeys(finding.topic for finding in findings):
+        table = Table(title=topic, title_justify="left", show_header=False)
+        for finding in findings:
+            if finding.topic == topic:
+                text = f"{finding.value}: {finding.advice}" if finding.advice else finding.value
+                mark = _MARKS[finding.level]
+                table.add_row(finding.name, f"{mark}{escape(text)}")
+        console.print(table)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    for finding in problems:
+        console.print(f"[yellow]{escape(f'{finding.name}: {finding.advice}')}[/yellow]", soft_wrap=True)
+    console.print(f"{len(problems)} problems" if problems else "no problem found")

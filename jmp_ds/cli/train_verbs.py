@@ -1,8 +1,13 @@
-"""`jmp-ds pretrain` and `jmp-ds finetune`."""
+"""`jmp-ds pretrain` and `jmp-ds finetune`, in this process or through a launcher."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +17,7 @@ from jmp_ds.cli.base import MISTAKE
 from jmp_ds.errors import UserError
 
 if TYPE_CHECKING:
+    from jmp_ds.cli.launch_commands import Command, Launcher, Layout
     from jmp_ds.training.outcome import Outcome
 
 #: Exit code of a run that was asked to stop and can be continued.
@@ -20,15 +26,80 @@ STOPPED = 3
 Words = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY.SUB=VALUE]...", show_default=False)]
 Recipe = Annotated[str | None, typer.Option(help="recipe that lies under the file; a name or a YAML file")]
 Processes = Annotated[int, typer.Option(min=1, help="start so many local processes through the deepspeed launcher")]
+Restarts = Annotated[
+    int,
+    typer.Option(
+        min=0, help="start again by itself after a failure, at most so often in a row without a new checkpoint"
+    ),
+]
 Check = Annotated[bool, typer.Option("--check", help="only check the configuration and print it resolved")]
 
 
-def pretrain(words: Words, recipe: Recipe = None, processes: Processes = 1, check: Check = False) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """What was asked of a training verb, read and checked.
+
+    Attributes:
+        folders: of its runs.
+        device, wall_time: as configured.
+        show: prints the configuration.
+        run: does it in this process, and yields the outcomes.
+    """
+
+    folders: list[Path]
+    device: str
+    wall_time: float | None
+    show: Callable[[], object]
+    run: Callable[[], Iterable[Outcome]]
+
+
+def pretrain(
+    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+) -> None:
     """Train one network on several tasks from random weights.
 
     CONFIG is a YAML file; KEY.SUB=VALUE (YAML syntax) wins over it, e.g. `train.optimizer.lr=1e-4`. A run folder that
     holds a checkpoint is resumed. Exit codes: 0 finished, 2 a mistake in what was asked, 3 stopped on request.
+    More machines than one: `jmp-ds launch`.
     """
+    _do(_prepare_pretrain(words, recipe), ["pretrain", *_arguments(words, recipe)], processes, auto_restart, check)
+
+
+def finetune(
+    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+) -> None:
+    """Train a pre-trained network on tasks of your own.
+
+    CONFIG is a YAML file, or several that are run one after the other; KEY.SUB=VALUE (YAML syntax) wins over all of
+    them. `from: {bundle: FOLDER, heads: new | keep | copy:TASK}` or `from: scratch`.
+    """
+    _do(_prepare_finetune(words, recipe), ["finetune", *_arguments(words, recipe)], processes, auto_restart, check)
+
+
+def prepare(words: Sequence[str]) -> Prepared:
+    """Read and check `pretrain …` or `finetune …`, words as on the command line.
+
+    Raises:
+        UserError: it is another verb, an option that a launch has no use for, or a mistake in the configuration.
+    """
+    verbs = {"pretrain": _prepare_pretrain, "finetune": _prepare_finetune}
+    if not words or words[0] not in verbs:
+        raise UserError(f"launch starts pretrain or finetune, not {words[0] if words else 'nothing'}")
+    rest, recipe = list(words[1:]), None
+    for number, word in enumerate(rest):
+        if word.startswith("--recipe"):
+            _, equals, recipe = word.partition("=")
+            if not equals:
+                recipe = rest[number + 1] if number + 1 < len(rest) else ""
+            del rest[number : number + (1 if equals else 2)]
+            break
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        raise UserError(f"launch: {words[0]} takes only --recipe here, not {unknown[0]}")
+    return verbs[words[0]](rest, recipe)
+
+
+def _prepare_pretrain(words: Sequence[str], recipe: str | None) -> Prepared:
     from jmp_ds.config import load_pretrain
     from jmp_ds.config.checks import check_pretrain
     from jmp_ds.pretrain import run_pretrain
@@ -38,21 +109,17 @@ def pretrain(words: Words, recipe: Recipe = None, processes: Processes = 1, chec
         raise UserError(f"pretrain takes one configuration file, got {len(files)}: {', '.join(files) or 'none'}")
     resolved = load_pretrain(Path(files[0]), overrides, recipe)
     checked = check_pretrain(resolved)
-    if check:
-        typer.echo(resolved.to_yaml(), nl=False)
-    elif processes > 1:
-        run_dirs = [Path(resolved.config.run.dir)]
-        _launch(["pretrain", *_arguments(files, overrides, recipe)], processes, run_dirs, resolved.config.run.device)
-    else:
-        _finish(Path(resolved.config.run.dir), run_pretrain(resolved, checked))
+    run = resolved.config.run
+    return Prepared(
+        [Path(run.dir)],
+        run.device,
+        run.wall_time,
+        lambda: typer.echo(resolved.to_yaml(), nl=False),
+        lambda: [run_pretrain(resolved, checked)],
+    )
 
 
-def finetune(words: Words, recipe: Recipe = None, processes: Processes = 1, check: Check = False) -> None:
-    """Train a pre-trained network on tasks of your own.
-
-    CONFIG is a YAML file, or several that are run one after the other; KEY.SUB=VALUE (YAML syntax) wins over all of
-    them. `from: {bundle: FOLDER, heads: new | keep | copy:TASK}` or `from: scratch`.
-    """
+def _prepare_finetune(words: Sequence[str], recipe: str | None) -> Prepared:
     from jmp_ds.config import load_finetune
     from jmp_ds.config.checks import check_finetune
     from jmp_ds.finetune import run_finetune
@@ -65,14 +132,13 @@ def finetune(words: Words, recipe: Recipe = None, processes: Processes = 1, chec
     folders = [Path(resolved.config.run.dir) for resolved in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("finetune: two configurations have the same run.dir; give each its own")
-    if check:
-        for resolved in runs:
-            typer.echo(resolved.to_yaml(), nl=False)
-    elif processes > 1:
-        _launch(["finetune", *_arguments(files, overrides, recipe)], processes, folders, runs[0].config.run.device)
-    else:
-        for folder, outcome in zip(folders, run_finetune(list(zip(runs, checked, strict=True))), strict=False):
-            _finish(folder, outcome)
+    return Prepared(
+        folders,
+        runs[0].config.run.device,
+        runs[0].config.run.wall_time,
+        lambda: typer.echo("".join(resolved.to_yaml() for resolved in runs), nl=False),
+        lambda: run_finetune(list(zip(runs, checked, strict=True))),
+    )
 
 
 def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,35 +146,88 @@ def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [w for w in words if "=" not in w], [w for w in words if "=" in w]
 
 
-def _arguments(files: Sequence[str], overrides: Sequence[str], recipe: str | None) -> list[str]:
-    return [*files, *overrides, *(["--recipe", recipe] if recipe else [])]
+def _arguments(words: Sequence[str], recipe: str | None) -> list[str]:
+    return [*words, *(["--recipe", recipe] if recipe else [])]
 
 
-def _launch(arguments: Sequence[str], processes: int, folders: Sequence[Path], device: str) -> None:
-    """Run in several processes; the exit code follows from the outcomes in the run folders.
+def _do(prepared: Prepared, words: Sequence[str], processes: int, restarts: int, check: bool) -> None:
+    """Show the configuration, start processes, or train here."""
+    from jmp_ds.cli.launch_commands import Launcher, Layout, local
+    from jmp_ds.cli.launching import accelerator, free_port
 
-    The deepspeed launcher loses exit codes, so a run counts as finished only if its folder says so.
+    if check:
+        prepared.show()
+    elif restarts:
+        _keep_going(prepared, words, processes, restarts)
+    elif processes > 1:
+        layout = Layout(per_node=processes, port=free_port())
+        command = local(words, processes, layout.port).with_variables(accelerator(prepared.device))
+        start(prepared, command, Launcher.local, layout)
+    else:
+        for folder, outcome in zip(prepared.folders, prepared.run(), strict=False):
+            _finish(folder, outcome)
+
+
+def start(prepared: Prepared, command: Command, launcher: Launcher, layout: Layout) -> None:
+    """Run a launcher's command; the exit code follows from the outcomes in the run folders.
+
+    Launchers lose exit codes, so a run counts as finished only if its folder says so, and said so since the start. Where
+    the launcher is started on every machine, the first one judges.
     """
-    import torch
-
-    from jmp_ds.cli.launching import launched, relaunch
-    from jmp_ds.training.outcome import read_outcome
+    from jmp_ds.cli.launching import execute, launched, outcome_marks, stopper
 
     if launched():
-        raise UserError("--processes: this process was itself started by a launcher; leave the option out")
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    code = relaunch(arguments, processes, on_cpu=on_cpu)
+        raise UserError(
+            "launch: this process was itself started by a launcher; start one, without --processes or launch"
+        )
+    before = outcome_marks(prepared.folders)
+    code = execute(command, stopper(launcher, layout))
+    if layout.node_rank > 0:
+        raise typer.Exit(abs(code))
     if code == MISTAKE:
         raise typer.Exit(MISTAKE)  # the first process has said what is wrong
-    for folder in folders:
-        outcome = read_outcome(folder)
-        if outcome is None or outcome.status in ("running", "failed"):
-            reason = (
-                outcome.reason if outcome is not None and outcome.reason else "a process died; its message is above"
-            )
-            typer.echo(f"jmp-ds: the run in {folder} failed: {reason}", err=True)
-            raise typer.Exit(code if code > 0 else 1)
-        _finish(folder, outcome)
+    for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
+        _judge(folder, code, begun=new != old)
+
+
+def _keep_going(prepared: Prepared, words: Sequence[str], processes: int, restarts: int) -> None:
+    """Train in other processes, started again when they fail; the exit code follows from the outcomes."""
+    from jmp_ds.cli.launch_commands import Command, Launcher, Layout, local
+    from jmp_ds.cli.launching import accelerator, execute, free_port, launched, outcome_marks, stopper
+    from jmp_ds.cli.restarting import Attempts, remaining_wall_time
+
+    if launched():
+        raise UserError("--auto-restart: this process was itself started by a launcher; leave the option out")
+    began, before = time.monotonic(), outcome_marks(prepared.folders)
+
+    def once() -> int:
+        all_words = [*words, *remaining_wall_time(prepared.wall_time, began)]
+        if processes == 1:
+            command = Command(words=(sys.executable, "-m", "jmp_ds.cli", *all_words))
+            return execute(command, lambda pid: os.kill(pid, signal.SIGTERM))
+        layout = Layout(per_node=processes, port=free_port())
+        command = local(all_words, processes, layout.port).with_variables(accelerator(prepared.device))
+        return execute(command, stopper(Launcher.local, layout))
+
+    attempts = Attempts(once, prepared.folders, restarts)
+    with attempts.told_of_signals():
+        code = attempts.run()
+    if code == MISTAKE or (code == STOPPED and processes == 1):
+        raise typer.Exit(code)  # the child has said why
+    for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
+        _judge(folder, code, begun=new != old)
+
+
+def _judge(folder: Path, code: int, *, begun: bool) -> None:
+    """End this program as the run in a folder has ended."""
+    from jmp_ds.training.outcome import read_outcome
+
+    outcome = read_outcome(folder) if begun else None
+    if outcome is None or outcome.status in ("running", "failed"):
+        reason = outcome.reason if outcome is not None and outcome.reason else "a process died; its message is above"
+        typer.echo(f"jmp-ds: the run in {folder} failed: {reason}", err=True)
+        raise typer.Exit(code if code > 0 else 1)
+    _finish(folder, outcome)
 
 
 def _finish(folder: Path, outcome: Outcome) -> None:

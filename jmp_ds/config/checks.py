@@ -18,6 +18,7 @@ from jmp_ds.config.messages import nearest
 from jmp_ds.config.pretrain import PretrainConfig, TrainingConfig
 from jmp_ds.config.sections import ModelConfig
 from jmp_ds.config.tasks import EnergyConfig, TaskConfig
+from jmp_ds.data.costs import load_cost_model
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.settings import GraphSettings
@@ -110,6 +111,11 @@ def _check_run(resolved: Resolved[TrainingConfig]) -> None:
         raise resolved.complaint("train", "no length: give `epochs` or `steps`")
     if config.train.steps is not None and config.train.schedule.kind == "warmup_cosine_plateau":
         raise resolved.complaint("train.steps", "the schedule warmup_cosine_plateau counts in epochs; give `epochs`")
+    if config.sampling.batch.cost is not None:
+        try:
+            load_cost_model(config.sampling.batch.cost)
+        except UserError as error:
+            raise resolved.complaint("sampling.batch.cost", str(error)) from None
     if config.validation.metric is not None:
         _check_metric(resolved, config.validation.metric)
     stopping = config.train.early_stopping is not None
@@ -302,6 +308,11 @@ def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
         config = load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
         device = resolved.config.run.device
         check_device(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        return config
     except UserError as error:
         raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
+    if resolved.config.train.on_out_of_memory == "split" and (config.stage == 3 or config.narrow == "fp16"):
+        raise resolved.complaint(
+            "train.on_out_of_memory",
+            "`split` works at ZeRO stages 0 to 2 without DeepSpeed's fp16; use `stop`, or another engine.deepspeed",
+        )
+    return config

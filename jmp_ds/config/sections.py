@@ -20,6 +20,15 @@ class RunConfig(Section):
     threads: int = Field(
         default=0, ge=0, description="CPU threads per process; 0 divides the cores among the processes"
     )
+    wall_time: PositiveFloat | None = Field(
+        default=None,
+        description="hours that the run has, from the start of its processes; it stops early enough to write a checkpoint",
+    )
+    hung_after: PositiveFloat | None = Field(
+        default=15.0,
+        description="minutes without any progress (four times as many for the first step and for checkpoints) after which "
+        "a process writes where it hangs into the run folder and ends the run; null: never",
+    )
     resume: bool = Field(
         default=True, description="continue from the newest checkpoint in `dir`; false refuses a folder with one"
     )
@@ -43,7 +52,9 @@ class ModelGraphConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    preset: Literal["tiny", "jmp-s", "jmp-l"] = Field(default="tiny", description="size of the network")
+    preset: Literal["tiny", "jmp-s", "jmp-l", "jmp-xl", "jmp-xxl"] = Field(
+        default="tiny", description="size of the network"
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="fields of the preset's backbone to change, e.g. {num_blocks: 3}"
     )
@@ -73,6 +84,11 @@ class BatchConfig(Section):
     structures: int | None = Field(
         default=None, ge=1, description="so many structures per optimizer step, over all processes"
     )
+    cost: str | None = Field(
+        default=None,
+        description="file of `jmp-ds bench cost`: work is shared out by measured cost, told in edges of average cost, "
+        "instead of by edges",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> BatchConfig:
@@ -86,6 +102,10 @@ class SamplingConfig(Section):
 
     temperature: PositiveFloat = Field(
         default=2.0, description="1 draws tasks by size; larger draws small tasks more often (published: 2)"
+    )
+    order: Literal["random", "local"] = Field(
+        default="random",
+        description="`local` mixes runs of 64 neighbours in the store, 1024 at a time: fewer and longer reads",
     )
     batch: BatchConfig = Field(default_factory=lambda: BatchConfig(edges=20000), description="size of a micro-batch")
     accumulation: int = Field(default=1, ge=1, description="micro-batches per optimizer step and process")
@@ -160,6 +180,11 @@ class TrainConfig(Section):
     edge_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.0, description="probability that an edge is dropped"
     )
+    on_out_of_memory: Literal["stop", "split"] = Field(
+        default="stop",
+        description="`stop` with a message, or `split` the batch and go on (ZeRO 0 to 2; every process then holds whole "
+        "gradients, and nothing is reduced while they are made)",
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="stop without improvement; null: never"
     )
@@ -197,3 +222,10 @@ class CheckpointConfig(Section):
 
     every: PositiveFloat = Field(default=1.0, description="in epochs")
     keep: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    best: bool = Field(
+        default=True, description="write one after every validation that was the best so far, and keep that one too"
+    )
+    background: bool = Field(
+        default=False,
+        description="write files while training goes on; takes host memory for a second copy of what is saved",
+    )

@@ -7,6 +7,7 @@ longer than either, so the form that copes with any label and needs no code for 
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import msgpack
@@ -16,20 +17,19 @@ from numpy.typing import NDArray
 from jmp_ds.data.record import DEFAULT_TAG, Record
 from jmp_ds.errors import UserError
 
-#: Version of the layout below; a reader refuses any other.
-CODEC_VERSION = 1
+#: Version of the layout below; a reader also knows version 1, which had no checksum.
+CODEC_VERSION = 2
 
 
 def encode(record: Record) -> bytes:
     """Bytes of one record. Tags and fixed atoms are left out where they are the default, to save space.
 
-    Layout (a msgpack list): version, id, group, info, pbc, atomic numbers u1, cell f8, positions f8, tags u1,
-    fixed u1, {label: [shape, f8]}.
+    Layout: a msgpack list of version, CRC-32 of the content, content; this is a msgpack list of id, group, info, pbc,
+    atomic numbers u1, cell f8, positions f8, tags u1, fixed u1, {label: [shape, f8]}.
     """
-    return bytes(
+    content = bytes(
         msgpack.packb(
             (
-                CODEC_VERSION,
                 record.id,
                 record.group,
                 dict(record.info),
@@ -43,20 +43,28 @@ def encode(record: Record) -> bytes:
             )
         )
     )
+    return bytes(msgpack.packb((CODEC_VERSION, zlib.crc32(content), content)))
 
 
 def decode(data: bytes | memoryview) -> Record:
     """Inverse of `encode`, bit for bit; the arrays are fresh and writable.
 
     Raises:
-        UserError: the bytes are not a record, or of another version.
+        UserError: the bytes have changed since they were written, are not a record, or of another version.
     """
     try:
         version, *rest = msgpack.unpackb(data, use_list=False)
+        sound = True
+        if version == CODEC_VERSION:
+            checksum, content = rest
+            sound = zlib.crc32(content) == checksum
+            rest = msgpack.unpackb(content, use_list=False) if sound else []
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise UserError(f"not a record of this store format: {error}") from error
-    if version != CODEC_VERSION:
-        raise UserError(f"record of layout version {version!r}; this program reads version {CODEC_VERSION}")
+    if not sound:
+        raise UserError("it has changed since it was written: its checksum does not match")
+    if version not in (1, CODEC_VERSION):
+        raise UserError(f"record of layout version {version!r}; this program reads versions 1 and {CODEC_VERSION}")
     id_, group, info, pbc, numbers, cell, pos, tags, fixed, labels = rest
     n = len(numbers)
     return Record(

@@ -16,8 +16,12 @@ _opened: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDicti
 _owner = [os.getpid()]
 
 
-def read_only(path: Path) -> lmdb.Environment:
+def read_only(path: Path, *, readahead: bool = False) -> lmdb.Environment:
     """The environment of an LMDB file, shared with everyone in this process who asked before.
+
+    Args:
+        path: the file.
+        readahead: let the system read more than what is asked for; who asks first in a process decides.
 
     Raises:
         UserError: the file cannot be opened as LMDB.
@@ -34,7 +38,9 @@ def read_only(path: Path) -> lmdb.Environment:
         key = (stat.st_dev, stat.st_ino)
         environment = _opened.get(key)
         if environment is None:
-            environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False, create=False)
+            environment = lmdb.open(
+                str(path), subdir=False, readonly=True, lock=False, readahead=readahead, create=False
+            )
             _opened[key] = environment
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: cannot be read as a shard of a store: {error}") from error

@@ -3,8 +3,8 @@
 Counts depend on the settings, so they are not part of the store: they are derived once, kept beside it, and derived
 again when the store's contents have changed.
 
-    index/<digest>.npy     int32 [n, 4]
-    index/<digest>.json    the settings and the store's fingerprint; written last
+    index/<digest>.npy     int32 [n, 6], column after column
+    index/<digest>.json    the settings, the store's fingerprint, largest and total of every column; written last
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from numpy.typing import NDArray
 
 from jmp_ds.data.progress import tracked
 from jmp_ds.data.store import Store
+from jmp_ds.data.tables import is_current, read_table, write_table
 from jmp_ds.errors import UserError
-from jmp_ds.files import write_array, write_json
+from jmp_ds.graphs.assemble import Structure
 from jmp_ds.graphs.settings import GraphSettings
 
-#: Columns of the counts, in order.
+#: The four graphs: the first columns of the counts, in order.
 GRAPHS = ("main", "a2a", "a2ee2a", "qint")
+#: All columns. `in_triplets`: main edges into the source of each middle bond of quadruplets; `out_pairs`: middle bonds
+#: into the target of each main edge; both with the bond itself, which the network leaves out.
+COLUMNS = (*GRAPHS, "in_triplets", "out_pairs")
 #: Raised when the edges under the same settings come out differently than before.
-RULES_VERSION = 1
-_BLOCK = 512
+RULES_VERSION = 2
+_BLOCK, _MOST_BLOCKS = 512, 20_000
 
 
 def edge_counts(
     store: Store, settings: GraphSettings, *, cache: Path | None = None, workers: int = 0, progress: bool = False
 ) -> NDArray[np.int32]:
-    """Directed edges per structure in the four graphs, without edge dropout.
+    """Directed edges per structure in the four graphs, and what quadruplets are made of, without edge dropout.
 
     Args:
         store: the structures.
@@ -46,44 +50,60 @@ def edge_counts(
         progress: show a bar.
 
     Returns:
-        int32 [n, 4], memory-mapped; columns as in `GRAPHS`.
+        int32 [n, 6], memory-mapped; columns as in `COLUMNS`.
 
     Raises:
         UserError: the folder cannot be written, or a worker process died.
     """
-    folder = cache or store.path / "index"
-    array, note = folder / f"{settings.digest()}.npy", folder / f"{settings.digest()}.json"
+    array, note = _files(store, settings, cache)
     expected = {"fingerprint": store.summary.fingerprint, "rules": RULES_VERSION}
-    if not _is_current(array, note, expected):
+    if not is_current(array, note, expected):
+        about = {**expected, "settings": settings.to_dict(), "columns": COLUMNS}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            note.unlink(missing_ok=True)
-            write_array(array, _count_all(store, settings, workers, progress))
-            write_json(note, {**expected, "settings": settings.to_dict(), "columns": GRAPHS})
+            blocks = _count_all(store, settings, workers, progress)
+            write_table(array, note, (len(store), len(COLUMNS)), blocks, about)
         except OSError as error:
-            raise UserError(f"edge counts of {store.path} cannot be kept in {folder}: {error}") from error
-    counts: NDArray[np.int32] = np.load(array, mmap_mode="r", allow_pickle=False)
-    return counts
+            raise UserError(f"edge counts of {store.path} cannot be kept in {array.parent}: {error}") from error
+    return read_table(array)
+
+
+def summed_up(store: Store, settings: GraphSettings, *, cache: Path | None = None) -> dict[str, tuple[int, int]]:
+    """By column, the largest count and the sum over all structures of the store, from the note beside the counts."""
+    _, note = _files(store, settings, cache)
+    found = json.loads(note.read_text())
+    return {name: (found["largest"][i], found["total"][i]) for i, name in enumerate(COLUMNS)}
+
+
+def _files(store: Store, settings: GraphSettings, cache: Path | None) -> tuple[Path, Path]:
+    folder = cache or store.path / "index"
+    return folder / f"{settings.digest()}.npy", folder / f"{settings.digest()}.json"
 
 
 def count_range(store: Store, settings: GraphSettings, start: int, stop: int) -> NDArray[np.int32]:
-    """Counts [stop - start, 4] of a run of structures."""
-    from jmp_ds.graphs.neighbors import build_edges
-
-    out = np.zeros((stop - start, len(GRAPHS)), dtype=np.int32)
+    """Counts [stop - start, 6] of a run of structures."""
+    out = np.zeros((stop - start, len(COLUMNS)), dtype=np.int32)
     for row, record in enumerate(store.range(start, stop)):
-        s = record.structure()
-        edges = build_edges(s.pos, s.cell, s.pbc, s.ocp_tags, settings)
-        out[row] = [len(getattr(edges, name)) for name in GRAPHS]
+        out[row] = counts_of(record.structure(), settings)
     return out
 
 
-def _count_all(store: Store, settings: GraphSettings, workers: int, progress: bool) -> NDArray[np.int32]:
-    """Counts of the whole store, in blocks."""
-    starts = range(0, len(store), _BLOCK)
-    stops = [min(start + _BLOCK, len(store)) for start in starts]
-    blocks = list(tracked(_blocks(store, settings, starts, stops, workers), "counting edges", len(starts), progress))
-    return np.concatenate([np.zeros((0, len(GRAPHS)), dtype=np.int32), *blocks])
+def counts_of(structure: Structure, settings: GraphSettings) -> list[int]:
+    """Counts of one structure, in the order of `COLUMNS`."""
+    from jmp_ds.graphs.neighbors import build_edges
+
+    edges = build_edges(structure.pos, structure.cell, structure.pbc, structure.ocp_tags, settings)
+    main_into = np.bincount(edges.main[:, 1], minlength=structure.natoms)
+    middles_into = np.bincount(edges.qint[:, 1], minlength=structure.natoms)
+    in_triplets, out_pairs = main_into[edges.qint[:, 0]].sum(), (main_into * middles_into).sum()
+    return [*(len(getattr(edges, name)) for name in GRAPHS), int(in_triplets), int(out_pairs)]
+
+
+def _count_all(store: Store, settings: GraphSettings, workers: int, progress: bool) -> Iterator[NDArray[np.int32]]:
+    """Counts of the whole store, block by block in order."""
+    size = max(_BLOCK, -(-len(store) // _MOST_BLOCKS))
+    starts = range(0, len(store), size)
+    stops = [min(start + size, len(store)) for start in starts]
+    return tracked(_blocks(store, settings, starts, stops, workers), "counting edges", len(starts), progress)
 
 
 def _blocks(
@@ -101,11 +121,3 @@ def _blocks(
             raise UserError(
                 f"counting edges of {store.path}: a worker process died (out of memory?); try fewer workers"
             ) from error
-
-
-def _is_current(array: Path, note: Path, expected: dict[str, object]) -> bool:
-    """Whether counts are there and belong to these contents and rules."""
-    if not (array.is_file() and note.is_file()):
-        return False
-    found = json.loads(note.read_text())
-    return all(found.get(key) == value for key, value in expected.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.data.mixture import Items, Mixture
+from jmp_ds.data.lookahead import LookAhead
+from jmp_ds.data.mixture import Mixture
+from jmp_ds.data.order import RULES_VERSION, Order
 from jmp_ds.data.packing import BatchRule, StepPlan, plan_step
 from jmp_ds.data.sources import Source, check_sources
 from jmp_ds.data.workers import BatchBuilder, StartMethod, Work, built
@@ -67,6 +69,7 @@ class Step:
         plan: what all ranks do in this step.
         consumed: structures drawn over all ranks since the run began, this step included.
         last_of_epoch: whether the epoch ends with it.
+        divided: (number of the micro-batch, parts) → the same structures again, in at most so many batches.
     """
 
     batches: list[Batch | Unbuilt]
@@ -74,6 +77,7 @@ class Step:
     plan: StepPlan
     consumed: int
     last_of_epoch: bool
+    divided: Callable[[int, int], Sequence[Batch | Unbuilt]]
 
     @property
     def structures(self) -> int:
@@ -97,12 +101,13 @@ class TrainLoader:
         seed: int,
         epochs: int,
         temperature: float = 1.0,
+        order: Order = "random",
         edge_dropout: float = 0.0,
         loading: Loading | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """Args: sources; name and graph of all tasks in the model's order; how steps are cut; seed of order and dropout;
-        how many epochs; sampling temperature; share of edges dropped; ranks and workers; where to go on.
+        how many epochs; sampling temperature; kind of order; share of edges dropped; ranks and workers; where to go on.
 
         Raises:
             UserError: sources and tasks do not fit, or the state belongs to other data, sampling or seed.
@@ -110,10 +115,17 @@ class TrainLoader:
         check_sources(sources, tasks)
         self.sources = tuple(sources)
         self.loading = loading or Loading()
-        self.mixture = Mixture([len(s) for s in sources], temperature, seed)
+        self.mixture = Mixture([len(s) for s in sources], temperature, seed, order)
         self.rule = rule
         self.epochs = epochs
-        self._builder = BatchBuilder(sources, tasks, edge_dropout=edge_dropout, seed=seed, graphs=self.loading.graphs)
+        self._builder = BatchBuilder(
+            sources,
+            tasks,
+            edge_dropout=edge_dropout,
+            seed=seed,
+            graphs=self.loading.graphs,
+            readahead=order == "local",
+        )
         self._order = _order_digest(self.sources, self.mixture)
         self._epoch, self._position, self._step = 0, 0, 0
         if state is not None:
@@ -157,46 +169,49 @@ class TrainLoader:
             last = plan.stop == len(self.mixture)
             self._epoch, self._position = (epoch + 1, 0) if last else (epoch, plan.stop)
             self._step += 1
-            yield Step(batches=parts, epoch=epoch, plan=plan, consumed=self.consumed, last_of_epoch=last)
+            yield Step(
+                batches=parts,
+                epoch=epoch,
+                plan=plan,
+                consumed=self.consumed,
+                last_of_epoch=last,
+                divided=partial(self._divided, epoch, plan),
+            )
 
     def plans(self) -> Iterator[tuple[int, StepPlan]]:
         """(epoch, plan) of every step from the present state on, without reading any structure."""
-        epoch, position = self._epoch, self._position
+        return ((ahead.epoch, plan) for ahead, plan in self._plans())
+
+    def orders(self) -> Iterator[Work]:
+        """This rank's micro-batches from the present state on, as they are told to workers; no structure is read."""
+        return self._orders(deque(maxlen=1))
+
+    def _plans(self) -> Iterator[tuple[LookAhead, StepPlan]]:
+        """What is drawn, and how it is shared out, step by step."""
+        position, length = self._position, len(self.mixture)
         how = self.loading
-        while epoch < self.epochs:
-            plan = plan_step(
-                partial(self._costs, epoch),
-                len(self.mixture),
-                position,
-                self.rule,
-                how.world,
-                how.accumulation,
-            )
-            yield epoch, plan
-            epoch, position = (epoch + 1, 0) if plan.stop == len(self.mixture) else (epoch, plan.stop)
+        for epoch in range(self._epoch, self.epochs):
+            ahead = LookAhead(self.mixture, self.sources, epoch)
+            while position < length:
+                ahead.move_to(position)
+                plan = plan_step(ahead.costs, length, position, self.rule, how.world, how.accumulation)
+                yield ahead, plan
+                position = plan.stop
+            position = 0
 
     def _orders(self, planned: deque[tuple[int, StepPlan]]) -> Iterator[Work]:
         """This rank's micro-batches; each step's plan is noted before its first one."""
-        for epoch, plan in self.plans():
-            planned.append((epoch, plan))
-            items = self.mixture.items(epoch, plan.start, plan.stop)
-            for row in plan.parts:
-                where = [p - plan.start for p in row[self.loading.rank]]
-                yield Work(epoch, tuple(self._sample(items, i) for i in where))
+        for ahead, plan in self._plans():
+            planned.append((ahead.epoch, plan))
+            for micro in range(plan.accumulation):
+                yield Work(ahead.epoch, ahead.samples(plan.start + plan.part(micro, self.loading.rank)))
 
-    def _sample(self, items: Items, i: int) -> tuple[int, int, int]:
-        """(source, index in its store, repetition) of the i-th item."""
-        number = int(items.dataset[i])
-        return number, int(self.sources[number].indices[items.index[i]]), int(items.repetition[i])
-
-    def _costs(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Edges of what stands at the positions start ≤ p < stop."""
-        items = self.mixture.items(epoch, start, stop)
-        out = np.zeros(len(items.dataset), dtype=np.int64)
-        for number, source in enumerate(self.sources):
-            own = items.dataset == number
-            out[own] = source.costs(items.index[own])
-        return out
+    def _divided(self, epoch: int, plan: StepPlan, number: int, parts: int) -> list[Batch | Unbuilt]:
+        """A micro-batch of this rank made again, in parts of about equally many structures."""
+        positions = plan.start + plan.part(number, self.loading.rank)
+        samples = LookAhead(self.mixture, self.sources, epoch).samples(positions)
+        chunks = np.array_split(np.arange(len(samples)), max(1, min(parts, len(samples))))
+        return [self._builder(Work(epoch, tuple(samples[i] for i in chunk))) for chunk in chunks]
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         """Take over a state after checking that it means the same order."""
@@ -230,7 +245,7 @@ class EvalLoader:
         self.loading = loading or Loading()
         self._builder = BatchBuilder(sources, tasks, graphs=self.loading.graphs)
         self._numbers = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
-        self._indices = np.concatenate([source.indices for source in sources])
+        self._indices = np.concatenate([source.indices[:] for source in sources])
         costs = np.concatenate([source.costs(np.arange(len(source))) for source in sources])
         self._plans: list[StepPlan] = []
         position = 0
@@ -250,18 +265,17 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch | Unbuilt]:
         """This rank's batches, ready for the model after `to(device)`."""
         how = self.loading
-        orders = (Work(0, self._samples(plan.parts[0][how.rank])) for plan in self._plans)
+        orders = (Work(0, self._samples(plan.start + plan.part(0, how.rank))) for plan in self._plans)
         return built(self._builder, orders, workers=how.workers, prefetch=how.prefetch, start_method=how.start_method)
 
-    def _samples(self, positions: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    def _samples(self, positions: NDArray[np.int64]) -> tuple[tuple[int, int, int], ...]:
         """(source, index in its store, repetition 0) of each position."""
-        return tuple((int(self._numbers[p]), int(self._indices[p]), 0) for p in positions)
+        numbers, indices = self._numbers[positions].tolist(), self._indices[positions].tolist()
+        return tuple((number, index, 0) for number, index in zip(numbers, indices, strict=True))
 
 
 def _order_digest(sources: Sequence[Source], mixture: Mixture) -> str:
     """Hash of all that the meaning of a position depends on."""
-    digest = hashlib.sha256(f"{mixture.seed}/{mixture.temperature}".encode())
-    for source in sources:
-        digest.update(f"{source.task}/{source.store.summary.fingerprint}/{len(source)}".encode())
-        digest.update(np.ascontiguousarray(source.indices, dtype=np.int64).tobytes())
-    return digest.hexdigest()[:32]
+    parts = [f"{RULES_VERSION}/{mixture.order}/{mixture.seed}/{mixture.temperature}"]
+    parts += [f"{s.task}/{s.store.summary.fingerprint}/{len(s)}/{s.indices.digest}" for s in sources]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,24 +1,24 @@
 """Which structure comes next: temperature sampling over several sets, as a pure function of (seed, epoch, position).
 
-Nothing is stored but the sizes: an epoch's order is a keyed bijection of its positions, so that 120 million structures
-cost no memory, every rank and worker sees the same order without talking, and any position can be gone back to.
+Nothing is stored but the sizes: an epoch's order is a keyed bijection of its positions (order.py), so that 120 million
+structures cost no memory, every rank and worker sees the same order without talking, and any position can be gone back to.
 Source: specification section 7 ("Multi-task sampling"); decisions, "Training".
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jmp_ds.data.order import Order, permute, permute_locally
 from jmp_ds.errors import UserError
 
 Ints = NDArray[np.int64]
-_ROUNDS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,8 @@ class Mixture:
     that over a run no structure is drawn more than once more often than another of its set.
     """
 
-    def __init__(self, sizes: Sequence[int], temperature: float, seed: int) -> None:
-        """Args: structures per set, temperature (see `expanded_sizes`), seed of the order.
+    def __init__(self, sizes: Sequence[int], temperature: float, seed: int, order: Order = "random") -> None:
+        """Args: structures per set, temperature (see `expanded_sizes`), seed of the order, kind of order (order.py).
 
         Raises:
             UserError: see `expanded_sizes`.
@@ -78,24 +78,46 @@ class Mixture:
         self.sizes = tuple(int(n) for n in sizes)
         self.temperature = float(temperature)
         self.seed = int(seed)
+        self.order: Order = order
         self.expanded = tuple(expanded_sizes(self.sizes, self.temperature))
-        self._starts = np.concatenate([[0], np.cumsum(self.expanded)]).astype(np.int64)
+        self._starts = [0, *accumulate(self.expanded)]
 
     def __len__(self) -> int:
         """Positions per epoch."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def items(self, epoch: int, start: int, stop: int) -> Items:
         """What stands at positions start ≤ p < stop of an epoch (cut at its end)."""
-        stop = min(stop, len(self))
-        slots = permute(np.arange(start, stop, dtype=np.int64), len(self), f"{self.seed}/{epoch}")
-        dataset = np.searchsorted(self._starts, slots, side="right") - 1
-        within = slots - self._starts[dataset]
-        sizes = np.array(self.sizes, dtype=np.int64)
-        # Where the previous epochs left off in the cycle through each set.
-        shift = np.array([epoch * e % n for e, n in zip(self.expanded, self.sizes, strict=True)], dtype=np.int64)
-        n = sizes[dataset]
-        return Items(dataset=dataset, repetition=within // n, index=(within + shift[dataset]) % n)
+        slots = self.slots(epoch, start, stop)
+        out = Items(*(np.empty(len(slots), dtype=np.int64) for _ in range(3)))
+        for number, own in self.by_dataset(slots):
+            out.dataset[own] = number
+            out.repetition[own], out.index[own] = self.within(epoch, number, slots[own])
+        return out
+
+    def slots(self, epoch: int, start: int, stop: int) -> Ints:
+        """Where positions start ≤ p < stop of an epoch (cut at its end) lead: places in the sets laid end to end."""
+        positions = np.arange(start, min(stop, len(self)), dtype=np.int64)
+        arrange = permute if self.order == "random" else permute_locally
+        return arrange(positions, len(self), f"{self.seed}/{epoch}")
+
+    def by_dataset(self, slots: Ints) -> Iterator[tuple[int, Ints]]:
+        """For each set, where in `slots` its own ones stand."""
+        for number, (first, end) in enumerate(pairwise(self._starts)):
+            yield number, np.flatnonzero((slots >= first) & (slots < end))
+
+    def within(self, epoch: int, number: int, slots: Ints) -> tuple[Ints, Ints]:
+        """Repetition and index of slots that belong to one set."""
+        # One set at a time, because dividing by one number is many times faster than by an array.
+        n, expanded = self.sizes[number], self.expanded[number]
+        index = slots - self._starts[number]
+        repetition = index // n if expanded > n else np.zeros(len(slots), dtype=np.int64)
+        if expanded > n:
+            index -= repetition * n
+        if shift := epoch * expanded % n:  # where the previous epochs left off in the cycle through the set
+            index += shift
+            index[index >= n] -= n
+        return repetition, index
 
     def item(self, epoch: int, position: int) -> tuple[int, int, int]:
         """(dataset, repetition, index) at one position.
@@ -107,38 +129,6 @@ class Mixture:
             raise IndexError(f"position {position} of an epoch with {len(self)}")
         one = self.items(epoch, position, position + 1)
         return int(one.dataset[0]), int(one.repetition[0]), int(one.index[0])
-
-
-def permute(values: Ints, length: int, key: str) -> Ints:
-    """Image of each value under a bijection of 0..length-1 that `key` chooses.
-
-    A Feistel network on pairs (value div b, value mod b) with a·b barely above `length`; what falls outside is sent
-    through again until it is inside (cycle walking), which keeps it a bijection.
-    """
-    a = max(1, math.isqrt(max(length - 1, 0)) + 1)
-    b = max(1, -(-length // a))
-    digest = hashlib.blake2b(key.encode(), digest_size=8 * 8).digest()
-    keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-    out = _feistel(values.astype(np.uint64), a, b, keys)
-    while (outside := np.flatnonzero(out >= length)).size:
-        out[outside] = _feistel(out[outside], a, b, keys)
-    return out.astype(np.int64)
-
-
-def _feistel(values: NDArray[np.uint64], a: int, b: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One pass: the two halves are shifted in turn by a hash of the other."""
-    left, right = np.divmod(values, np.uint64(b))
-    for i in range(0, _ROUNDS, 2):
-        left = (left + scramble(right ^ keys[i]) % np.uint64(a)) % np.uint64(a)
-        right = (right + scramble(left ^ keys[i + 1]) % np.uint64(b)) % np.uint64(b)
-    return left * np.uint64(b) + right
-
-
-def scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A fixed bijective hash of 64-bit integers (the finaliser of splitmix64); wraps around by design."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _ceil(x: float) -> int:

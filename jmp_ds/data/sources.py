@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.data.index import edge_counts
+from jmp_ds.data.costs import CostModel, cost_table
+from jmp_ds.data.index import edge_counts, summed_up
+from jmp_ds.data.selection import Selection
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.settings import GraphSettings
@@ -25,24 +27,28 @@ class Source:
         task: the task's name.
         graph: the task's graph settings, under which `edges` were counted.
         store: where the records are.
-        indices: int64 [m], which of them.
+        indices: which of them.
         edges: [n], edges of the main graph of every record of the store.
+        edges_in_store: the largest and the sum of them.
+        work: [n], what every record costs; batches are cut and shared out by it. The same as `edges` without a cost model.
         labels: labels that are handed on; others are left out, and so is what a record does not carry.
     """
 
     task: str
     graph: GraphSettings
     store: Store
-    indices: NDArray[np.int64]
+    indices: Selection
     edges: NDArray[Any]
+    edges_in_store: tuple[int, int]
+    work: NDArray[Any]
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def costs(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        """Edges of structures given by their place in `indices`."""
-        return np.asarray(self.edges[self.indices[index]])
+        """Costs of structures given by their place in `indices`."""
+        return np.asarray(self.work[self.indices[index]])
 
 
 def open_source(
@@ -51,12 +57,23 @@ def open_source(
     store: Store,
     labels: Sequence[str],
     *,
-    indices: NDArray[np.int64] | None = None,
+    indices: Selection | NDArray[np.int64] | None = None,
+    cost: CostModel | None = None,
     cache: Path | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Source:
     """A source, its edges counted if they have not been yet (`edge_counts`).
+
+    Args:
+        task, graph: the task's name and graph settings.
+        store: where the records are.
+        labels: those that are wanted.
+        indices: which records; all by default.
+        cost: what a structure costs; its edges by default.
+        cache: folder of counts and costs; inside the store by default.
+        workers: processes besides this one that count.
+        progress: show a bar.
 
     Raises:
         UserError: a label that no record carries, an index out of range, no structures.
@@ -65,13 +82,27 @@ def open_source(
         if not store.summary.labels.get(label):
             known = ", ".join(sorted(store.summary.labels)) or "none"
             raise UserError(f"task {task}: no structure in {store.path} carries the label {label!r}; it has: {known}")
-    chosen = np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.int64)
-    if len(chosen) == 0:
+    if indices is None:
+        indices = Selection.every(len(store))
+    elif not isinstance(indices, Selection):
+        indices = Selection.of(np.asarray(indices, dtype=np.int64))
+    if len(indices) == 0:
         raise UserError(f"task {task}: no structures are left of {store.path}")
-    if chosen.min() < 0 or chosen.max() >= len(store):
-        raise UserError(f"task {task}: index {chosen.max()} in a store of {len(store)} structures ({store.path})")
+    least, most = indices.bounds
+    if least < 0 or most >= len(store):
+        raise UserError(f"task {task}: index {most} in a store of {len(store)} structures ({store.path})")
     counts = edge_counts(store, graph, cache=cache, workers=workers, progress=progress)
-    return Source(task=task, graph=graph, store=store, indices=chosen, edges=counts[:, 0], labels=tuple(labels))
+    work = counts[:, 0] if cost is None else cost_table(store, graph, cost, cache=cache, progress=progress)
+    return Source(
+        task=task,
+        graph=graph,
+        store=store,
+        indices=indices,
+        edges=counts[:, 0],
+        edges_in_store=summed_up(store, graph, cache=cache)["main"],
+        work=work,
+        labels=tuple(labels),
+    )
 
 
 def sample_id(task: str, fingerprint: str, index: int, repetition: int) -> int:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jmp_ds.data.mixture import scramble
 from jmp_ds.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -136,7 +135,7 @@ def _units(groups: NDArray[np.uint64], seed: int) -> tuple[Ints, Ints]:
     alone = groups == 0
     # A structure that stands alone is known by its number, under another key than groups are.
     names = np.where(alone, np.arange(len(groups), dtype=np.uint64) ^ key[0], np.asarray(groups) ^ key[1])
-    _, unit, sizes = np.unique(scramble(names), return_inverse=True, return_counts=True)
+    _, unit, sizes = np.unique(_scramble(names), return_inverse=True, return_counts=True)
     return unit.astype(np.int64), sizes.astype(np.int64)
 
 
@@ -161,3 +160,10 @@ def _deal_exactly(sizes: Ints, targets: dict[str, int]) -> Ints:
         if not any(room):
             break
     return owner
+
+
+def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A fixed bijective hash of 64-bit integers (the finaliser of splitmix64); wraps around by design."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

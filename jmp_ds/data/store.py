@@ -17,6 +17,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ class Store:
         self._environments: dict[int, lmdb.Environment] = {}
         self._process = os.getpid()
         self._natoms: NDArray[np.int32] | None = None
+        self._readahead = False
+
+    def with_readahead(self) -> Store:
+        """The same store, for reading neighbours together: the system may read more than what is asked for."""
+        other = copy(self)
+        other._environments, other._readahead = {}, True
+        return other
 
     def __len__(self) -> int:
         return self.summary.length
@@ -82,7 +90,7 @@ class Store:
 
         Raises:
             IndexError: there is no such record.
-            UserError: the shard cannot be read.
+            UserError: the shard cannot be read, or the record has changed since it was written.
         """
         i = int(i)
         if not 0 <= i < len(self):
@@ -93,7 +101,11 @@ class Store:
             if data is None:
                 name = self.summary.shards[shard].name
                 raise UserError(f"store {self.path}: record {i} is not in {name}; run `jmp-ds data check {self.path}`")
-            return decode(data)
+            try:
+                return decode(data)
+            except UserError as error:
+                name = self.summary.shards[shard].name
+                raise UserError(f"store {self.path}: record {i} in {name}: {error}") from None
 
     def __iter__(self) -> Iterator[Record]:
         return self.range(0, len(self))
@@ -112,5 +124,7 @@ class Store:
             self._environments = {}
             self._process = os.getpid()
         if shard not in self._environments:
-            self._environments[shard] = read_only(self.path / self.summary.shards[shard].name)
+            self._environments[shard] = read_only(
+                self.path / self.summary.shards[shard].name, readahead=self._readahead
+            )
         return self._environments[shard]

@@ -51,14 +51,18 @@ class BatchBuilder:
         edge_dropout: float = 0.0,
         seed: int = 0,
         graphs: BuiltOn = "host",
+        readahead: bool = False,
     ) -> None:
-        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed, and
-        where graphs are built.
+        """Args: where structures come from, all tasks of the model in its order, share of edges to drop, its seed;
+        where graphs are built; whether what comes next often lies beside what came before.
         """
         self._tasks = tuple(tasks)
         numbers = {name: i for i, (name, _) in enumerate(self._tasks)}
         # Index arrays stay behind: workers are given indices in the store.
-        self._origins = tuple((numbers[s.task], s.task, s.store, frozenset(s.labels)) for s in sources)
+        self._origins = tuple(
+            (numbers[s.task], s.task, s.store.with_readahead() if readahead else s.store, frozenset(s.labels))
+            for s in sources
+        )
         self._edge_dropout = edge_dropout
         self._seed = seed
         self._graphs = graphs
@@ -124,8 +128,10 @@ def _next(parcels: Iterator[Parcel]) -> Parcel | None:
     """The next parcel, None at the end; the death of a worker is told in words of this program."""
     try:
         return next(parcels, None)
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error) and ("exited" in str(error) or "killed" in str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # a worker that is killed while it hands something over shows as a broken connection
+        broken = isinstance(error, ConnectionError | EOFError)
+        if broken or ("DataLoader worker" in str(error) and ("exited" in str(error) or "killed" in str(error))):
             raise WorkerDied(
                 f"a data worker process died ({error}); often memory ran out: use fewer workers, smaller batches, "
                 "or more shared memory (/dev/shm)"

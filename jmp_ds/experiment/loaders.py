@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import BatchConfig
+from jmp_ds.data.costs import CostModel, load_cost_model
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.sources import Source, open_source
@@ -31,7 +32,13 @@ FIT_BATCHES = 16
 
 
 def sources_of(
-    tasks: Sequence[Task], data: Mapping[str, TaskData], split: str, *, run_dir: Path, progress: bool = False
+    tasks: Sequence[Task],
+    data: Mapping[str, TaskData],
+    split: str,
+    *,
+    run_dir: Path,
+    cost: CostModel | None = None,
+    progress: bool = False,
 ) -> list[Source]:
     """One source per task that has structures in the split; edges are counted where they are not known yet.
 
@@ -50,6 +57,7 @@ def sources_of(
                 own.store,
                 [label for label in task.labels if own.store.summary.labels.get(label)],
                 indices=own.splits[split],
+                cost=cost,
                 cache=None if writable else run_dir / "index" / task.name,
                 progress=progress,
             )
@@ -74,6 +82,11 @@ def built_on(config: TrainingConfig, processes: Processes) -> BuiltOn:
     return graphs_on(config.sampling.graphs, processes.device)
 
 
+def cost_model(config: TrainingConfig) -> CostModel | None:
+    """What a structure costs, if the configuration names a calibration."""
+    return load_cost_model(config.sampling.batch.cost) if config.sampling.batch.cost is not None else None
+
+
 def train_loader(
     config: TrainingConfig,
     tasks: Sequence[Task],
@@ -90,6 +103,7 @@ def train_loader(
         seed=config.run.seed,
         epochs=epochs,
         temperature=config.sampling.temperature,
+        order=config.sampling.order,
         edge_dropout=config.train.edge_dropout,
         loading=Loading(
             rank=processes.rank,

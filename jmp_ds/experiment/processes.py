@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
 from jmp_ds.config.sections import RunConfig
 from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.processes import Processes
@@ -21,6 +23,9 @@ def started(config: RunConfig) -> Iterator[Processes]:
     # Names that torch has replaced and DeepSpeed still uses: nothing that the user could do about.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     processes = start_processes(config.device, config.threads)
+    if processes.first and processes.place.launched:
+        place = f"{processes.world} processes on {processes.machines} machines, started by {processes.place.launcher}"
+        Console(stderr=True).print(place, highlight=False, soft_wrap=True)
     try:
         yield processes
     finally:

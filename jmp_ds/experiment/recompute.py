@@ -70,9 +70,9 @@ def _largest_batch(
 
 
 def _most_edges(config: TrainingConfig, sources: Sequence[Source], processes: Processes) -> int:
-    """Main edges of one process's micro-batch, at most."""
-    edges = [source.edges[source.indices] for source in sources]
-    largest, all_of_them = max(int(e.max()) for e in edges), sum(int(e.sum()) for e in edges)
+    """Main edges of one process's micro-batch, at most; the largest structure of the stores counts as selected."""
+    known = [source.edges_in_store for source in sources]
+    largest, all_of_them = max(n for n, _ in known), sum(n for _, n in known)
     batch = config.sampling.batch
     if batch.edges is not None:
         most = max(batch.edges, largest)

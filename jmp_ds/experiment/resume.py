@@ -19,6 +19,7 @@ NAME = "config.yaml"
 FREE = (
     *("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint"),
     *("sampling.graphs", "model.kernels", "model.recompute"),
+    *("run.wall_time", "run.hung_after", "train.on_out_of_memory", "engine.deepspeed"),
 )
 
 

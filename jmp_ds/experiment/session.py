@@ -18,9 +18,18 @@ from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import ScheduleConfig
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
-from jmp_ds.experiment.loaders import built_on, eval_loader, fit_loader, fit_scales, sources_of, train_loader
+from jmp_ds.experiment.loaders import (
+    built_on,
+    cost_model,
+    eval_loader,
+    fit_loader,
+    fit_scales,
+    sources_of,
+    train_loader,
+)
 from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
+from jmp_ds.graphs.batch import Batch, Structures
 from jmp_ds.planning import backend
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.metrics import Metrics
@@ -30,7 +39,7 @@ from jmp_ds.training.engine import Engine, EngineOptions
 from jmp_ds.training.loop import Loop
 from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.outcome import Outcome
-from jmp_ds.training.processes import Processes
+from jmp_ds.training.processes import Processes, age_of_process
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, PlateauOptions, Schedule, ScheduleOptions
 
@@ -66,15 +75,19 @@ def gather_material(
         processes: collective over them.
     """
     run_dir = Path(resolved.config.run.dir)
-    data = draw_splits(resolved, checked)
+    cost = cost_model(resolved.config)
     described: list[dict[str, Any]] = []
     if processes.first:
+        data = draw_splits(resolved, checked, run_dir / "splits")
         statistics = run_dir / "statistics"
         tasks = normalised_tasks(resolved.config.tasks, checked, data, base, keep_in=statistics, progress=True)
-        sources_of(tasks, data, "train", run_dir=run_dir, progress=True)
+        sources_of(tasks, data, "train", run_dir=run_dir, cost=cost, progress=True)
         described = [task.to_dict() for task in tasks]
     tasks = tuple(Task.from_dict(values) for values in processes.from_first(described))
-    train, val, test = (sources_of(tasks, data, split, run_dir=run_dir) for split in ("train", "val", "test"))
+    data = draw_splits(resolved, checked, run_dir / "splits")  # of the first process, where it has drawn any
+    train, val, test = (
+        sources_of(tasks, data, split, run_dir=run_dir, cost=cost) for split in ("train", "val", "test")
+    )
     return Material(tasks, data, train, val, test)
 
 
@@ -155,8 +168,17 @@ def train(
         if stopping is not None
         else None,
         export=_exporter(Path(config.run.dir), model, material, origin or {}),
+        describe=size_in_words,
     )
     return loop.run()
+
+
+def size_in_words(batch: Structures) -> str:
+    """Counts of a batch; those of its graph where that is built."""
+    words = f"{batch.num_structures} structures with {batch.num_atoms} atoms"
+    if not isinstance(batch, Batch):
+        return words
+    return f"{words} and {batch.graph.main.num_edges} edges"
 
 
 def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
@@ -173,6 +195,11 @@ def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
         validate_every=config.validation.every * epoch,
         checkpoint_every=config.checkpoint.every * epoch,
         keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.best,
+        background=config.checkpoint.background,
+        wall_time=None if config.run.wall_time is None else 3600.0 * config.run.wall_time - age_of_process(),
+        on_out_of_memory=config.train.on_out_of_memory,
+        hung_after=None if config.run.hung_after is None else 60.0 * config.run.hung_after,
         ema_decay=config.train.ema,
         seed=config.run.seed,
         resume=config.run.resume,

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jmp_ds.config.checks import Checked
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
-from jmp_ds.config.tasks import TaskConfig
+from jmp_ds.config.tasks import SplitConfig, TaskConfig
+from jmp_ds.data.order import permute
 from jmp_ds.data.references import Statistics, fit_statistics, normalization
+from jmp_ds.data.selection import Selection, keep_selections, kept_selections
 from jmp_ds.data.splits import split, split_from_files
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json
 from jmp_ds.tasks.specs import Normalization, Task
 
-Ints = NDArray[np.int64]
+#: References, means and scales come from so many training structures at most.
+STATISTICS_FROM = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,19 @@ class TaskData:
 
     Attributes:
         store: where they are.
-        splits: indices by name: `train` always, `val` and `test` where there are any; sorted.
+        splits: by name: `train` always, `val` and `test` where there are any; ascending.
     """
 
     store: Store
-    splits: Mapping[str, Ints]
+    splits: Mapping[str, Selection]
 
 
-def draw_splits(resolved: Resolved[TrainingConfig], checked: Checked) -> dict[str, TaskData]:
-    """Splits of every task's store.
+def draw_splits(resolved: Resolved[TrainingConfig], checked: Checked, keep_in: Path) -> dict[str, TaskData]:
+    """Splits of every task's store: drawn once and kept in files, which all processes map into their memory.
+
+    Args:
+        resolved, checked: the configuration.
+        keep_in: folder for one folder per task; splits found there are taken if they are of the same store and rule.
 
     Raises:
         UserError: a split that cannot be made, with the place of its key.
@@ -46,18 +53,39 @@ def draw_splits(resolved: Resolved[TrainingConfig], checked: Checked) -> dict[st
     for name, config in resolved.config.tasks.items():
         store = checked.stores[name]
         try:
-            data[name] = TaskData(store, _splits(store, config))
+            data[name] = TaskData(store, _splits(store, config, keep_in / name))
         except UserError as error:
             raise resolved.complaint(f"tasks.{name}.split", str(error)) from None
     return data
 
 
-def _splits(store: Store, config: TaskConfig) -> dict[str, Ints]:
+def _splits(store: Store, config: TaskConfig, folder: Path) -> dict[str, Selection]:
     wanted = config.split
-    if wanted.files is not None:
-        files = {k: v for k, v in wanted.files.model_dump().items() if v is not None}
-        return split_from_files(files, len(store))
-    return split(store.groups, wanted.shares(len(store)), seed=wanted.seed, by=wanted.by)
+    shares = {} if wanted.files is not None else wanted.shares(len(store))
+    if shares == {"train": 1.0} or shares == {"train": len(store)}:
+        return {"train": Selection.every(len(store))}
+    origin = {"fingerprint": store.summary.fingerprint, "split": wanted.model_dump(mode="json"), **_contents(wanted)}
+    kept = kept_selections(folder, origin)
+    if kept is None:
+        if shares:
+            drawn = split(store.groups, shares, seed=wanted.seed, by=wanted.by)
+        else:
+            drawn = split_from_files(_files(wanted), len(store))
+        keep_selections(folder, drawn, origin)
+        # Where processes do not share the folder, another one may be writing the same at this moment.
+        kept = kept_selections(folder, origin) or {name: Selection.of(indices) for name, indices in drawn.items()}
+    return kept
+
+
+def _files(wanted: SplitConfig) -> dict[str, str]:
+    """The user's files by split."""
+    return {k: v for k, v in wanted.files.model_dump().items() if v is not None} if wanted.files is not None else {}
+
+
+def _contents(wanted: SplitConfig) -> dict[str, Any]:
+    """What the user's files were when a split was taken from them: size and time of change."""
+    files = {name: Path(file) for name, file in _files(wanted).items()}
+    return {"files": {n: [f.stat().st_size, f.stat().st_mtime_ns] for n, f in files.items() if f.is_file()}}
 
 
 def normalised_tasks(
@@ -94,12 +122,17 @@ def normalised_tasks(
 
 
 def _statistics(task: Task, config: TaskConfig, data: TaskData, donor: Task | None, progress: bool) -> Statistics:
-    """Statistics of the training split, with references where they are wanted."""
+    """Statistics of the training split, or of a random part of a very large one, with references where wanted."""
     fit = "energy" in task.labels and config.references in ("auto", "fit")
     start = donor.normalize_by("energy").references if donor is not None else ()
+    train = data.splits["train"]
+    if len(train) > STATISTICS_FROM:
+        places = np.sort(permute(np.arange(STATISTICS_FROM, dtype=np.int64), len(train), "statistics"))
+    else:
+        places = np.arange(len(train), dtype=np.int64)
     return fit_statistics(
         data.store,
-        data.splits["train"],
+        train[places],
         referenced=("energy",) if fit else (),
         base_references={"energy": start} if fit and start else None,
         progress=progress,

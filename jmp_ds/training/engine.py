@@ -12,8 +12,7 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from jmp_ds.errors import UserError
 from jmp_ds.heap import keep_freed_memory
 from jmp_ds.training.ds_config import DeepSpeedConfig, check_device
-from jmp_ds.training.masters import masters_of, whole
+from jmp_ds.training.masters import Layout, masters_of, whole
 from jmp_ds.training.optimizer import (
     OptimizerOptions,
     ParameterGroup,
@@ -32,7 +31,10 @@ from jmp_ds.training.optimizer import (
     group_settings,
 )
 from jmp_ds.training.order import OrderGuard
-from jmp_ds.training.processes import Processes, recognise, threads_per_process
+from jmp_ds.training.place import Place, recognise
+from jmp_ds.training.processes import Processes
+from jmp_ds.training.sharing import refuse_shared_gpus, this_tenant
+from jmp_ds.training.sharing import threads as share_of_threads
 from jmp_ds.training.units import no_unit_left_open, only_units_have_hooks, register_units
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
@@ -42,30 +44,27 @@ LossSums = Callable[[Any, Any], Mapping[str, Tensor]]
 def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     """Join the other processes of the run, or be its only one.
 
-    Works under the deepspeed launcher, under torchrun and without a launcher. On a CPU, DeepSpeed's shared-memory
-    operator is switched off: building it needs a compiler and a minute, and it leaves files in /dev/shm.
+    Works under every launcher that place.py knows, and without one. On a CPU, DeepSpeed's shared-memory operator is
+    switched off: building it needs a compiler and a minute, and it leaves files in /dev/shm.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads of this process; 0 shares the cores among the processes of the machine.
 
     Raises:
-        UserError: deepspeed is not installed, there is no such device, or the launcher's variables are incomplete.
+        UserError: deepspeed is not installed, there is no such device, the launcher's variables are incomplete, or
+            processes share a GPU.
     """
     place = recognise(os.environ)
+    os.environ.update(place.variables())
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed on import; otherwise it warns that it found no GPU
     deepspeed = _deepspeed()
-    if kind == "cuda" and place.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"run.device: process {place.local_rank} of this machine has no GPU of its own "
-            f"(there are {torch.cuda.device_count()}); start fewer processes, or use device: cpu"
-        )
-    count = threads_per_process(threads, place.local_world)
-    torch.set_num_threads(count)
+    where = torch.device("cuda", _gpu(place)) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(where)
+        os.environ["LOCAL_RANK"] = str(where.index)  # the number of the GPU, for DeepSpeed
     else:
         keep_freed_memory()
         _use_cpu_accelerator()
@@ -76,8 +75,26 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is no launcher
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     group = dist.new_group(backend="gloo") if kind == "cuda" and place.world > 1 else None
-    where = torch.device("cuda", place.local_rank) if kind == "cuda" else torch.device("cpu")
-    return Processes(place, where, count, group)
+    processes = Processes(place, where, group=group)
+    tenants = processes.gather(this_tenant(where))
+    refuse_shared_gpus(tenants)
+    machines = len({tenant.machine for tenant in tenants})
+    processes = replace(processes, threads=share_of_threads(threads, place.rank, tenants), machines=machines)
+    torch.set_num_threads(processes.threads)
+    return processes
+
+
+def _gpu(place: Place) -> int:
+    """Number of this process's GPU among those that it sees: srun and mpirun may show each process its own one only."""
+    count = torch.cuda.device_count()
+    if count == 1 and place.launcher in ("srun", "mpirun", "environment"):
+        return 0
+    if place.local_rank >= count:
+        raise UserError(
+            f"run.device: process {place.local_rank} of this machine has no GPU of its own (there are {count}); "
+            "start fewer processes, or use device: cpu"
+        )
+    return place.local_rank
 
 
 def stop_processes() -> None:
@@ -198,6 +215,16 @@ class Engine:
         """ZeRO stage."""
         return self.options.ds_config.stage
 
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's optimizer, which knows how the parameters are cut (shards.py)."""
+        return self._engine.optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that makes the steps; under ZeRO it works on this process's partitions."""
+        return self._optimizer
+
     def set_rates(self, rates: Sequence[float]) -> None:
         """Learning rates of the parameter groups for the next step."""
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
@@ -235,8 +262,8 @@ class Engine:
             with self._running():
                 outputs = self._engine(batch)
                 sums = loss_sums(outputs, batch)
-                loss = sum((factors[g] * s for g, s in sums.items()), start=_touch(outputs))
-                self._engine.backward(_infectious(loss))
+                loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
+                self._engine.backward(infectious(loss))
             losses.append(loss.detach())
             for group, value in sums.items():
                 totals[group] = totals[group] + value.detach() if group in totals else value.detach()
@@ -246,6 +273,30 @@ class Engine:
     def _running(self) -> AbstractContextManager[None]:
         """Around every pass through the model."""
         return no_unit_left_open() if self.stage == 3 else nullcontext()
+
+    def backward_given(self, gradients: Sequence[Tensor], last: bool) -> None:
+        """As the backward pass of a micro-batch whose gradients are known; collective (splitting.py).
+
+        Args:
+            gradients: of the trainable parameters, in their order.
+            last: whether the window ends with it.
+        """
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._engine.backward(GivenGradients.apply(gradients, *parameters))
+        if last:
+            self._order.check()
+        else:
+            self._engine.step()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes, for who calls the module itself."""
+        dtype = torch.bfloat16 if self.options.ds_config.autocast else None
+        return torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @property
+    def step_norm(self) -> float:
+        """Global norm of the gradient of the last step, before clipping."""
+        return self._step_norm
 
     def apply(self) -> bool:
         """Update the weights; whether that was skipped, on all processes alike, because a gradient is not finite."""
@@ -275,9 +326,7 @@ class Engine:
     def evaluate(self, batch: Any) -> Any:
         """Outputs for a batch, without gradients of parameters, in the precision of training."""
         self.module.eval()
-        dtype = torch.bfloat16 if self.options.ds_config.autocast else None
-        autocast = torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
-        with torch.no_grad(), self._running(), autocast:
+        with torch.no_grad(), self._running(), self.autocast():
             return self.module(batch)
 
     # ----------------------------------------------------------------------------------------------- weights
@@ -285,6 +334,10 @@ class Engine:
     def masters(self) -> list[Tensor]:
         """This process's float32 master weights: its partitions under ZeRO, else all parameters (see masters.py)."""
         return self._masters.tensors()
+
+    def layout(self) -> Layout:
+        """What of which parameter lies where in this process's `masters()`."""
+        return self._masters.layout(self.processes.rank)
 
     @contextmanager
     def weights(self, shards: Sequence[Tensor]) -> Iterator[None]:
@@ -313,29 +366,24 @@ class Engine:
         others = {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
         return parameters | {k: v.detach().to("cpu", copy=True) for k, v in others.items()}
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    def spread_masters(self) -> None:
+        """Bring the master weights, changed from outside, into everyone's model; collective."""
+        self._masters.show(self.masters())
 
-    def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files into `directory/tag`; collective. What makes it a checkpoint is in checkpoints.py.
 
-        Raises:
-            OSError, RuntimeError: this process could not write; the others return.
-        """
-        try:
-            self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-        except (OSError, RuntimeError):
-            dist.barrier()  # where the other processes wait at the end of their own writing
-            raise
+class GivenGradients(torch.autograd.Function):
+    """Zero whose gradients with respect to the parameters are given."""
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Read them back; collective.
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        """Zero."""
+        ctx.gradients = gradients
+        return torch.zeros((), device=parameters[0].device)
 
-        Raises:
-            RuntimeError: DeepSpeed found nothing there.
-        """
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed could not load {directory / tag}")
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        """What was given."""
+        return (None, *(g * scale.to(g.dtype) for g in ctx.gradients))
 
 
 def _optimizer(
@@ -370,7 +418,7 @@ def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
     optimizer.zero_grad(set_to_none=True)
 
 
-def _touch(outputs: Outputs) -> Tensor:
+def touch(outputs: Outputs) -> Tensor:
     """Zero that depends on every output, so that all parameters get a gradient even where a head has no labelled row.
 
     A parameter without gradient on one process would silently pair with another one's (deepspeed.md section 2).
@@ -380,7 +428,7 @@ def _touch(outputs: Outputs) -> Tensor:
     return torch.stack([p.float() for p in parts]).sum()
 
 
-def _infectious(loss: Tensor) -> Tensor:
+def infectious(loss: Tensor) -> Tensor:
     """The same loss, whose gradient is not a number where the loss is not finite.
 
     The gradient of |x| is finite at NaN, so a bad label on one process would go unnoticed; like this it reaches the

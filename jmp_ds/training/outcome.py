@@ -37,9 +37,9 @@ class Outcome:
 
 
 def read_outcome(run_dir: Path) -> Outcome | None:
-    """The outcome in a run folder; None if there is none."""
-    path = run_dir / NAME
-    if not path.is_file():
+    """The outcome in a run folder; None if there is none, or none that can be read."""
+    try:
+        values = json.loads((run_dir / NAME).read_text())
+        return Outcome(values["status"], values["reason"], values["step"], values["consumed"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    values = json.loads(path.read_text())
-    return Outcome(values["status"], values["reason"], values["step"], values["consumed"])

@@ -1,64 +1,28 @@
 """The processes of a run: which one this is, and the small messages they exchange.
 
 Messages (counts of labels, stop requests, agreement on a checkpoint) go through a CPU group of their own, so that they
-never wait for the accelerator. How the processes are started is DeepSpeed's affair: see engine.py.
+never wait for the accelerator. Which launchers are understood: place.py. How they meet: engine.py.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from jmp_ds.errors import UserError
+from jmp_ds.training.place import Place
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one process stands among all.
+def age_of_process() -> float:
+    """Seconds since this process was started, its imports included."""
+    import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-    Attributes:
-        rank, world: among all processes.
-        local_rank, local_world: among those of this machine.
-        launched: whether a launcher set them (deepspeed, torchrun); otherwise this is the only process.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    launched: bool = False
-
-
-def recognise(environ: Mapping[str, str]) -> Place:
-    """Read the place of this process from what the deepspeed launcher or torchrun set.
-
-    Raises:
-        UserError: some of the variables are there and others are not.
-    """
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if not {"RANK", "WORLD_SIZE"} & set(environ):
-        return Place()
-    missing = [name for name in needed if name not in environ]
-    if missing:
-        raise UserError(
-            f"launch: {', '.join(missing)} not set although RANK or WORLD_SIZE is; "
-            "start through `deepspeed` or `torchrun`, or unset RANK and WORLD_SIZE for a single process"
-        )
-    world = int(environ["WORLD_SIZE"])
-    local_world = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or str(world)
-    return Place(int(environ["RANK"]), world, int(environ["LOCAL_RANK"]), int(local_world), launched=True)
-
-
-def threads_per_process(requested: int, local_world: int) -> int:
-    """CPU threads of this process: the request, or an equal share of the usable cores when it is 0."""
-    if requested > 0:
-        return requested
-    return max(1, len(os.sched_getaffinity(0)) // local_world)
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 @dataclass(frozen=True)
@@ -70,12 +34,14 @@ class Processes:
         device: where it computes.
         threads: its CPU threads.
         group: the CPU group for messages; None when there is a single process.
+        machines: on how many machines they are.
     """
 
     place: Place
     device: torch.device
     threads: int = 1
     group: dist.ProcessGroup | None = None
+    machines: int = 1
 
     @property
     def rank(self) -> int:
@@ -124,3 +90,19 @@ class Processes:
         """Wait for all."""
         if self.world > 1:
             dist.barrier(group=self.group)
+
+
+#: How gloo, NCCL and the store say that the other end is gone.
+_GONE = re.compile(
+    r"connection (closed|reset|refused|was likely closed)|broken pipe|remote process exited|closed by peer|"
+    r"socket (timeout|closed)|timed out|ncclremoteerror",
+    re.IGNORECASE,
+)
+
+
+def explained(error: BaseException) -> str:
+    """An error in a line; one that only says that the connection broke also says what that means."""
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and _GONE.search(str(error)):
+        return f"lost contact to another process, which has died or was ended; its message tells why ({told})"
+    return told

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 
-def seed_all(seed: int, rank: int) -> None:
-    """Seed Python, NumPy and torch for one process; different ranks draw different numbers."""
-    word = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint32)[0])
+def seed_all(seed: int, rank: int, *more: int) -> None:
+    """Seed Python, NumPy and torch for one process; different ranks, and different further numbers, draw different
+    numbers.
+    """
+    word = int(np.random.SeedSequence([seed, rank, *more]).generate_state(1, np.uint32)[0])
     random.seed(word)
     np.random.seed(word)  # noqa: NPY002 - libraries below us draw from the global generator
     torch.manual_seed(word)

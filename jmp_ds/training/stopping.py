@@ -1,4 +1,6 @@
-"""Stopping on request: a signal sets a flag, the loop acts on it at the next step boundary, with all processes."""
+"""Stopping on request, or before the time is up: a flag on which the loop acts at the next step boundary, with all
+processes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +37,7 @@ class StopRequest:
         self._on_abort = on_abort
         self._timer: threading.Timer | None = None
         self._process = os.getpid()
+        self._saving = False
 
     @property
     def requested(self) -> bool:
@@ -45,6 +49,19 @@ class StopRequest:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def ask(self, reason: str) -> None:
+        """Ask from inside: stop at the next boundary, however long it takes to get there."""
+        self.reason = self.reason or reason
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A checkpoint is being written: it may be finished however long that takes; a second signal still counts."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -70,8 +87,18 @@ class StopRequest:
                 self._abort(number, f"{name} after {self.reason}")
             return
         self.reason, self._first = name, time.monotonic()
-        reason = f"{name}, and no step boundary within {self._grace:g} s"
-        self._timer = threading.Timer(self._grace, self._abort, (number, reason))
+        self._give_grace(number, name)
+
+    def _give_grace(self, number: int, name: str) -> None:
+        """End the process after the grace, or look again then if it is writing a checkpoint."""
+
+        def over() -> None:
+            if self._saving:
+                self._give_grace(number, name)
+            else:
+                self._abort(number, f"{name}, and no step boundary within {self._grace:g} s")
+
+        self._timer = threading.Timer(self._grace, over)
         self._timer.daemon = True
         self._timer.start()
 
@@ -80,3 +107,35 @@ class StopRequest:
         if self._on_abort is not None:
             self._on_abort(reason)
         os._exit(128 + number)
+
+
+class Deadline:
+    """When to stop so that a checkpoint is on disk before the time is up.
+
+    Args:
+        seconds: until the run is ended from outside; None: never.
+        save: seconds that a checkpoint takes, as long as none was written.
+    """
+
+    def __init__(self, seconds: float | None, save: float = 0.0) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._save = save
+        self._steps: deque[float] = deque([0.0], maxlen=50)
+
+    def note_step(self, seconds: float) -> None:
+        """A step, or a batch of a validation, took so long."""
+        self._steps.append(seconds)
+
+    def note_save(self, seconds: float) -> None:
+        """A checkpoint took so long, from its boundary to the next one."""
+        self._save = max(self._save, seconds)
+
+    @property
+    def needed(self) -> float:
+        """Seconds to keep: for one step more than the longest of late, and a save half as long again as any."""
+        return 2.0 * max(self._steps) + 1.5 * self._save
+
+    @property
+    def reached(self) -> bool:
+        """Whether to stop at this boundary."""
+        return self._end is not None and time.monotonic() + self.needed >= self._end

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jmp_ds.data.index import GRAPHS, edge_counts
+from jmp_ds.data.index import COLUMNS, GRAPHS, edge_counts, summed_up
 from jmp_ds.data.record import make_record
 from jmp_ds.data.store import Store, StoreWriter
 from jmp_ds.errors import UserError
@@ -32,12 +32,17 @@ def a_store(path: Path, count: int, seed: int = 0, overwrite: bool = False) -> S
 def test_counts_are_those_of_the_graphs(tmp_path: Path) -> None:
     store = a_store(tmp_path / "s", 30)
     counts = edge_counts(store, SETTINGS)
-    assert counts.shape == (30, 4)
+    assert counts.shape == (30, 6)
     assert counts.dtype == np.int32
     for i, record in enumerate(store):
         s = record.structure()
         edges = build_edges(s.pos, s.cell, s.pbc, s.ocp_tags, SETTINGS)
-        assert counts[i].tolist() == [len(getattr(edges, name)) for name in GRAPHS]
+        assert counts[i, :4].tolist() == [len(getattr(edges, name)) for name in GRAPHS]
+        into = [[(e[:, 1] == a).sum() for a in range(len(s.pos))] for e in (edges.main, edges.qint)]
+        assert counts[i, 4] == sum(into[0][b] for b in edges.qint[:, 0])
+        assert counts[i, 5] == sum(into[1][a] for a in edges.main[:, 1])
+    totals = summed_up(store, SETTINGS)
+    assert totals == {name: (counts[:, k].max(), counts[:, k].sum()) for k, name in enumerate(COLUMNS)}
     assert len(set(counts[:, 0].tolist())) > 5
 
 
@@ -81,4 +86,4 @@ def test_several_processes_and_empty_stores(tmp_path: Path) -> None:
     alone = edge_counts(store, SETTINGS, cache=tmp_path / "a")
     together = edge_counts(store, SETTINGS, cache=tmp_path / "b", workers=2, progress=True)
     assert np.array_equal(alone, together)
-    assert edge_counts(a_store(tmp_path / "e", 0), SETTINGS).shape == (0, 4)
+    assert edge_counts(a_store(tmp_path / "e", 0), SETTINGS).shape == (0, 6)

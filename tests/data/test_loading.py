@@ -21,6 +21,7 @@ import torch
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.record import make_record
+from jmp_ds.data.selection import Selection
 from jmp_ds.data.sources import Source, open_source
 from jmp_ds.data.store import Store, StoreWriter
 from jmp_ds.data.transport import pack, unpack
@@ -292,7 +293,7 @@ def test_evaluation_shows_each_structure_once(sources: list[Source], world: int,
 
 
 def test_more_ranks_than_structures(sources: list[Source]) -> None:
-    few = [dataclasses.replace(sources[0], indices=np.array([4, 5]))]
+    few = [dataclasses.replace(sources[0], indices=Selection.of(np.array([4, 5])))]
     batches = [list(EvalLoader(few, TASKS, EdgeBudget(150), Loading(rank=r, world=4))) for r in range(4)]
     assert [len(b) for b in batches] == [1] * 4
     assert sorted(b[0].num_structures for b in batches) == [0, 0, 1, 1]
@@ -342,6 +343,7 @@ def test_a_program_that_fails_ends(sources: list[Source]) -> None:
 import sys
 from jmp_ds.data.loading import Loading, TrainLoader
 from jmp_ds.data.packing import EdgeBudget
+from jmp_ds.data.selection import Selection
 from jmp_ds.data.sources import open_source
 from jmp_ds.data.store import Store
 from jmp_ds.graphs.settings import GraphSettings
@@ -371,7 +373,7 @@ def test_resuming_something_else_is_refused(sources: list[Source]) -> None:
         a_loader(sources[:1]),
         a_loader(sources, seed=4),
         a_loader(sources, temperature=1.0),
-        a_loader([dataclasses.replace(sources[0], indices=np.arange(2, 22)), sources[1]]),
+        a_loader([dataclasses.replace(sources[0], indices=Selection.of(np.arange(2, 22))), sources[1]]),
     ):
         with pytest.raises(UserError, match="resume"):
             a_loader(sources, state=other.state())

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jmp_ds.data.mixture import Items, Mixture, expanded_sizes, permute
+from jmp_ds.data.mixture import Items, Mixture, expanded_sizes
+from jmp_ds.data.order import permute
 from jmp_ds.errors import UserError
 
 

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jmp_ds.data.packing import BatchRule, EdgeBudget, StepPlan, StructureCount, partition, plan_step
+from jmp_ds.data.packing import (
+    BatchRule,
+    EdgeBudget,
+    StepPlan,
+    StructureCount,
+    _one_by_one,
+    _round_by_round,
+    plan_step,
+    share_out,
+)
 from jmp_ds.errors import UserError
 
 
@@ -107,15 +116,28 @@ def test_reads_no_more_costs_than_it_needs() -> None:
     assert asked < 3000
 
 
-def test_partition_agrees_with_the_published_one(golden: Path) -> None:
+def test_sharing_out_agrees_with_the_published_one(golden: Path) -> None:
     """The published greedy partition gives the same loads; its order of parts is an accident of a heap."""
     cases = json.loads((golden / "misc.json").read_text())["balanced_partition"]
     assert len(cases) == 3
     for case in cases:
         sizes = np.array(case["sizes"])
-        ours = partition(sizes, case["num_parts"], None)
-        assert sorted(sizes[p].sum() for p in ours) == sorted(sizes[p].sum() for p in case["parts"])
-        assert [sizes[p].sum() for p in ours] == sorted((sizes[p].sum() for p in ours), reverse=True)
+        owner, loads = share_out(sizes, case["num_parts"])
+        assert sorted(loads.tolist()) == sorted(sizes[p].sum() for p in case["parts"])
+        assert np.array_equal(loads, np.bincount(owner, weights=sizes, minlength=case["num_parts"]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    values=st.lists(st.one_of(st.integers(1, 4), st.integers(1, 30_000)), min_size=0, max_size=120),
+    count=st.integers(1, 40),
+)
+def test_many_at_a_time_is_one_at_a_time(values: list[int], count: int) -> None:
+    """The fast form is the greedy rule, item by item: the largest first, to the least loaded, ties by number."""
+    costs = -np.sort(-np.array(values, dtype=np.int64))
+    slow, fast = _one_by_one(costs, count), _round_by_round(costs, count)
+    assert np.array_equal(slow[0], fast[0])
+    assert np.array_equal(slow[1], fast[1])
 
 
 def test_mistakes() -> None:

@@ -212,3 +212,34 @@ def test_many_processes(tmp_path: Path, method: str) -> None:
         assert process.exitcode == 0
     assert results == [[f"s{i}" for i in order]] * 2
     assert store[29].id == "s29"  # and still usable here
+
+
+def test_a_flipped_bit_in_a_record_is_told(tmp_path: Path) -> None:
+    """Wherever it is in a record: its numbers would otherwise be trained on."""
+    with StoreWriter(tmp_path / "store", {"level_of_theory": "made up"}) as writer:
+        writer.append([a_record(i) for i in range(3)])
+    content = encode(a_record(1))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        position, bit = int(rng.integers(len(content))), int(rng.integers(8))
+        changed = bytearray(content)
+        changed[position] ^= 1 << bit
+        with pytest.raises(UserError):
+            decode(bytes(changed))
+    (file,) = (tmp_path / "store").glob("shard-*")
+    path = file if file.is_file() else file / "data.mdb"
+    where = path.read_bytes()
+    number = a_record(1).pos[0, 0].tobytes()
+    assert where.count(number) >= 1
+    at = where.rindex(number)
+    path.write_bytes(where[:at] + bytes([where[at] ^ 1]) + where[at + 1 :])
+    with pytest.raises(UserError, match=r"record \d in shard-00000\S*: it has changed since it was written"):
+        list(Store(tmp_path / "store"))
+
+
+def test_records_of_the_first_layout_are_read() -> None:
+    record = a_record(2)
+    _, _, content = msgpack.unpackb(encode(record), use_list=False)
+    old = msgpack.packb((1, *msgpack.unpackb(content, use_list=False)))
+    assert np.array_equal(decode(old).pos, record.pos)
+    assert decode(old).id == record.id

@@ -53,7 +53,16 @@ def heads_of(tasks: tuple[Task, ...]) -> list[HeadRows]:
     return energies + [HeadRows(f"{task.name}.forces", "edges", 1) for task in tasks]
 
 
-@pytest.mark.parametrize(("size", "total"), [("jmp-s", 44_131_328), ("jmp-l", 234_267_648), ("tiny", None)])
+@pytest.mark.parametrize(
+    ("size", "total"),
+    [
+        ("jmp-s", 44_131_328),
+        ("jmp-l", 234_267_648),
+        ("jmp-xl", 1_052_614_144),
+        ("jmp-xxl", 4_988_681_728),
+        ("tiny", None),
+    ],
+)
 def test_layers_are_the_parameters(size: str, total: int | None) -> None:
     """Every weight matrix of the network is one layer of the right shape, and with embedding and biases that is all."""
     tasks = published_tasks("ethanol")
@@ -69,7 +78,7 @@ def test_layers_are_the_parameters(size: str, total: int | None) -> None:
         assert sum(found.values()) + held["embedding"].numel() + biases == total
 
 
-@pytest.mark.parametrize("size", ["jmp-s", "jmp-l", "tiny"])
+@pytest.mark.parametrize("size", ["jmp-s", "jmp-l", "jmp-xl", "jmp-xxl", "tiny"])
 def test_shapes_are_those_of_linear_layers(size: str) -> None:
     """Inputs and outputs are not swapped anywhere."""
     tasks = published_tasks("ethanol")

@@ -119,8 +119,8 @@ the last process, the last process without structures. A cell makes {STEPS} step
 architecture with clipping by norm, learning rates by depth, weight decay on some groups, and averaged weights. The figures
 are relative L2 distances from one process without DeepSpeed in float64, the largest among the row's cells; the last column
 is that of weights and averages (in reduced precision the median of their change). In float32 every tensor must be within
-3 times the error of one process in float32 (the larger one of two orders of the structures, at least one rounding, 2⁻²⁴) and
-within 1e-5; in reduced precision the median within 2e-2. Each cell is a line of [scale/matrix.csv](scale/matrix.csv).
+3 times the error of one process in float32 (the larger one of two orders of the structures, at least one rounding, 2⁻²⁴)
+and within 1e-5; in reduced precision the median within 2e-2. Each cell is a line of [scale/matrix.csv](scale/matrix.csv).
 {END}"""
 
 

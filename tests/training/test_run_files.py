@@ -14,10 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from jmp_ds.errors import UserError
 from jmp_ds.training.metrics_log import MetricsLog, read_metrics
 from jmp_ds.training.outcome import Outcome, read_outcome
-from jmp_ds.training.processes import Place, recognise, threads_per_process
 from jmp_ds.training.progress import RunProgress
 from jmp_ds.training.randomness import preserved_random_state, random_state, seed_all, set_random_state
 from jmp_ds.training.stopping import StopRequest
@@ -54,21 +52,6 @@ def test_validation_draws_leave_no_trace() -> None:
     with preserved_random_state():
         draw()
     assert draw() == expected
-
-
-def test_place_in_the_launch() -> None:
-    assert recognise({}) == Place()
-    full = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    assert recognise({**full, "LOCAL_WORLD_SIZE": "2"}) == Place(3, 4, 1, 2, launched=True)
-    with pytest.raises(UserError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):
-        recognise({"RANK": "0", "WORLD_SIZE": "1"})
-
-
-def test_threads() -> None:
-    assert threads_per_process(3, 2) == 3
-    cores = len(os.sched_getaffinity(0))
-    assert threads_per_process(0, 1) == cores
-    assert threads_per_process(0, 10 * cores) == 1
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.4])

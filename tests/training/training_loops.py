@@ -16,12 +16,14 @@ from torch import Tensor
 from training_cells import make_engine
 from training_toy import TASKS, ToyBatch, ToyModel, batch, count_labels, loss_sums
 
+from jmp_ds.training import checkpoints
 from jmp_ds.training.checkpoints import Checkpoints
 from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.loop import Diverged, Loop
 from jmp_ds.training.processes import Processes
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, Schedule, ScheduleOptions
+from jmp_ds.training.shards import Shards
 
 EPOCH, EPOCHS, ACCUMULATION = 23, 3, 2
 
@@ -30,6 +32,10 @@ EPOCH, EPOCHS, ACCUMULATION = 23, 3, 2
 class ToyStep:
     batches: list[ToyBatch]
     structures: int
+
+    def divided(self, number: int, parts: int) -> list[ToyBatch]:
+        numbers = [int(i.removeprefix("toy-")) for i in self.batches[number].ids]
+        return [batch(numbers[k::parts]) for k in range(min(parts, max(1, len(numbers))))]
 
 
 class ToyLoader:
@@ -82,10 +88,11 @@ def make_loop(
     validation if it is negative.
     """
     poisoned, patience = changes.pop("poisoned", False), changes.pop("patience", None)
+    dropout = changes.pop("dropout", 0.3)
     asking = interrupt is not None and interrupt < 0 and processes.rank == processes.world - 1
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # whatever was drawn before must not matter
     engine = make_engine(
-        processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=0.3)
+        processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=dropout)
     )
     options = LoopOptions(
         run_dir=run_dir,
@@ -95,10 +102,15 @@ def make_loop(
         validate_every=EPOCH / 2,
         checkpoint_every=changes.pop("checkpoint_every", EPOCH / 3),
         keep=changes.pop("keep", 3),
+        keep_best=changes.pop("keep_best", False),
+        background=changes.pop("background", False),
+        hung_after=changes.pop("hung_after", None),
+        wall_time=changes.pop("wall_time", None),
         log_every=1,
         ema_decay=0.9,
         max_bad_steps=3,
     )
+    assert not changes, changes
     calls = 0
 
     def losses(outputs: Any, b: ToyBatch) -> dict[str, Tensor]:
@@ -196,26 +208,24 @@ def ends(processes: Processes, out: str) -> None:
 def unwritable(processes: Processes, out: str) -> None:
     """The disk is full for the last process, in DeepSpeed's part of a checkpoint and in ours."""
     said = []
-    for failing in ("zero_pp_rank", "process_"):
+    for failing in ("shard_", "process_"):
         loop = make_loop(processes, Path(out) / "unwritable", checkpoint_every=EPOCH)
         loop.position.loader = loop._make_loader(None).state()
         loop._save()
-        original = torch.save
+        original = checkpoints.to_disk
 
-        def full(
-            value: Any, path: Any, *rest: Any, failing: str = failing, original: Any = original, **more: Any
-        ) -> None:
+        def full(path: Path, failing: str = failing, original: Any = original) -> None:
             if failing in str(path) and processes.rank == processes.world - 1:
-                raise RuntimeError("no space left on device")
-            original(value, path, *rest, **more)
+                raise OSError("no space left on device")
+            original(path)
 
-        torch.save = full
+        checkpoints.to_disk = full
         try:
             loop.run()
         except OSError as error:
             said.append(str(error))
         finally:
-            torch.save = original
+            checkpoints.to_disk = original
         processes.barrier()
         left = sorted(p.name for p in (Path(out) / "unwritable" / "checkpoints").iterdir())
         said.append(" ".join(left))
@@ -229,22 +239,23 @@ def killed(out: str, phase: str) -> None:
     saves = 0
 
     class Deadly(Checkpoints):
-        def _finish_files(self, folder: Path) -> Any:
+        def _write(self, *arguments: Any) -> Any:
             nonlocal saves
             saves += 1
+            records = super()._write(*arguments)
             if saves == 3 and phase == "write":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._finish_files(folder)
+            return records
 
-        def _commit(self, aside: Path, final: Path, *rest: Any) -> None:
+        def _commit(self, pending: Any, files: Any) -> None:
             if saves == 3 and phase == "commit":
-                (aside / "manifest.json").write_text('{"format": 1, "st')
+                (pending.aside / "manifest.json").write_text('{"format": 1, "st')
                 os.kill(os.getpid(), signal.SIGKILL)
-            super()._commit(aside, final, *rest)
+            super()._commit(pending, files)
 
     loop = make_loop(processes, Path(out))
     if phase in ("write", "commit"):
-        loop.checkpoints = Deadly(loop.checkpoints.folder, loop.engine, 3)
+        loop.checkpoints = Deadly(loop.checkpoints.folder, loop.engine, Shards(loop.engine, loop.ema), 3)
     loop.run()
     torch.save(everything(loop), Path(out) / "everything.pt")
     stop_processes()
@@ -283,9 +294,9 @@ def damaged(processes: Processes, out: str) -> None:
     # Each harms what only the last process reads, or what all do; all must fall back.
     damage(names[-1], "process_1.pt", "flip")
     loaded.append(newest())
-    damage(names[-2], "mp_rank_00_model_states.pt", "truncate")
+    damage(names[-2], "buffers.safetensors", "truncate")
     loaded.append(newest())
-    damage(names[-3], "zero_pp_rank_1_mp_rank_00_optim_states.pt", "remove")
+    damage(names[-3], "shard_1.safetensors", "remove")
     loaded.append(newest())
     fallen_back = make_loop(processes, folder, keep=1)
     loaded.append(fallen_back.checkpoints.load_newest().path.name)

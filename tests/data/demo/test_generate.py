@@ -29,6 +29,11 @@ from jmp_ds.errors import UserError
 SIZES = {"slabs": 2, "oxides": 2, "molecules": 5, "paths": 9, "malonaldehyde": 3, "gaps": 4}
 
 
+@pytest.fixture
+def _tblite() -> None:
+    pytest.importorskip("tblite.interface", reason="tblite is not installed: metadata name its version")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny demonstration set, by two processes."""
@@ -139,6 +144,7 @@ def _make(pool: _Pool, size: int, path: Path) -> generate.SetReport:
     return generate._make_set(SETS["molecules"], path, size, 0, pool, 4, generate._bars(False), "")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("_tblite")
 def test_failures_and_duplicates_are_counted_and_replaced(tmp_path: Path) -> None:
     pool = _Pool(
         [
@@ -155,6 +161,7 @@ def test_failures_and_duplicates_are_counted_and_replaced(tmp_path: Path) -> Non
     assert pool.asked == list(range(5))
 
 
+@pytest.mark.usefixtures("_tblite")
 def test_a_set_that_cannot_be_filled_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gave only 3 of 30"):
         _make(_Pool([_outcome("a", 3, "A")]), 30, tmp_path / "set")
@@ -176,6 +183,7 @@ def test_molecules_fall_on_one_side_only() -> None:
     assert min(sides[True, False], sides[False, True]) > 20
 
 
+@pytest.mark.usefixtures("_tblite")
 def test_metadata_of_a_set_are_plain_json(tmp_path: Path) -> None:
     for entry in SETS.values():
         with StoreWriter(tmp_path / entry.name, generate.metadata(entry, 0, 1, "")):

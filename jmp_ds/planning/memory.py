@@ -1,28 +1,19 @@
-"""What a network runs on, decided once when it is built: the backend of message passing, where graphs are built, and
-whether activations are computed again in the backward pass because memory would not hold them.
+"""Memory of a training step on one device, from sizes and counts alone: what autograd keeps, and what comes and goes.
 
-The estimate of memory follows from sizes and counts alone. It is calibrated against what autograd was seen to keep
-(tests/test_planning.py holds it to 25 %).
+Calibrated against what autograd was seen to keep and the peaks seen on a CPU (docs/planning.md; tests/planning).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
-from jmp_kernels import BackendName, Messages, messages_for
 
-from jmp_ds.errors import UserError
-from jmp_ds.graphs.unbuilt import BuiltOn
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import HEAD_LAYERS, BatchCounts, Forces, HeadRows, dense_layers
-
-#: Where graphs are to be built; see `graphs_on`.
-Graphs = Literal["auto", "host", "device"]
 
 #: Bytes per parameter: the float32 value, its gradient, AdamW's two moments, and a moving average.
 TRAINED = 20
@@ -33,44 +24,15 @@ _WITH_FORCE_PASS = (5.0, 3.5)
 #: Places of a padded layout per number in it: edges by target atom; out-pairs by atom.
 _PADDING, _JOINT_PADDING = 1.4, 2.5
 
-#: Tensors of the size of all edges' features that come and go while one layer is computed backwards.
-_WORKING = 6
+#: Tensors that come and go while one block is computed backwards (seen on a CPU): of all edges' features; of a triplet's
+#: sums [E, cbf, trip_in]; of quadruplets' moments [out-pairs, azimuths, quad_in]; of out-pairs' harmonics.
+_WORKING, _SUMS, _MOMENTS, _HARMONICS = 6, 8, 1.75, 8.8
+
+#: With recomputation: share of the unpadded tables of geometry that is kept; the others are made within blocks.
+_SHARED_TABLES = 0.7
 
 #: Share of the free memory that a plan may use; allocators lose some of it between the pieces.
 USABLE = 0.9
-
-
-def backend(name: BackendName, device: torch.device | str) -> Messages:
-    """The backend of message passing for a device, chosen once and told in the log.
-
-    Args:
-        name: `auto` takes Triton on a GPU it is installed for, PyTorch elsewhere.
-        device: where the model will run.
-
-    Raises:
-        UserError: Triton is asked for where it cannot run.
-    """
-    try:
-        return messages_for(name, device)
-    except ValueError as error:
-        raise UserError(f"kernels: {error}") from None
-
-
-def graphs_on(choice: Graphs, device: torch.device | str) -> BuiltOn:
-    """Where the graphs of batches for a device are built; they are the same edge for edge.
-
-    Args:
-        choice: `host`, `device`, or `auto`: on the device if that is a GPU, on the host otherwise.
-        device: where the model runs.
-
-    Raises:
-        UserError: another word.
-    """
-    if choice not in get_args(Graphs):
-        raise UserError(f"graphs: must be one of {', '.join(get_args(Graphs))}, got {choice!r}")
-    if choice != "auto":
-        return choice
-    return "device" if torch.device(device).type == "cuda" else "host"
 
 
 def available(device: torch.device) -> int | None:
@@ -129,14 +91,54 @@ def step_memory(
         itemsize: bytes per number of edges' features; atoms' features and tables of geometry are float32.
         padded: whether message passing keeps tables in a padded layout (PyTorch does, Triton does not).
     """
-    layers = dense_layers(config, counts, heads)
-    parameters = sum(layer.inputs * layer.outputs for layer in layers) + config.num_elements * config.emb_size_atom
-    passing = itemsize * _WORKING * counts.main * config.emb_size_edge
-    if config.recompute:
-        numbers = Numbers(_block(config, counts), _block_atoms(config, counts), 0)
-        passing += numbers.bytes(forces, itemsize)
-    kept = kept_numbers(config, counts, heads, padded=padded).bytes(forces, itemsize)
-    return StepMemory(TRAINED * parameters, kept, passing)
+    kept = kept_bytes(config, counts, heads, forces, itemsize=itemsize, padded=padded)
+    passing = working_bytes(config, counts, forces, itemsize=itemsize, padded=padded)
+    return StepMemory(TRAINED * parameter_count(config, heads), kept, passing)
+
+
+def kept_bytes(
+    config: BackboneConfig,
+    counts: BatchCounts,
+    heads: Sequence[HeadRows],
+    forces: Forces,
+    *,
+    itemsize: int = 4,
+    padded: bool = True,
+) -> int:
+    """What autograd keeps of a forward pass, forces among it."""
+    return kept_numbers(_as_kept(config, forces), counts, heads, padded=padded).bytes(forces, itemsize)
+
+
+def _as_kept(config: BackboneConfig, forces: Forces) -> BackboneConfig:
+    """With gradient forces recomputation saves nothing: the pass that makes forces computes everything again, and keeps it
+    for its own derivative (seen: 7 to 13 % less kept, the same peak).
+    """
+    return replace(config, recompute=False) if forces == "gradient" else config
+
+
+def parameter_count(config: BackboneConfig, heads: Sequence[HeadRows]) -> int:
+    """Weights of the published layers and the embedding; biases of the heads (a few thousand numbers) are left out."""
+    one = BatchCounts(**dict.fromkeys(BatchCounts.__dataclass_fields__, 1))
+    layers = dense_layers(config, one, heads)
+    return sum(layer.inputs * layer.outputs for layer in layers) + config.num_elements * config.emb_size_atom
+
+
+def working_bytes(
+    config: BackboneConfig, counts: BatchCounts, forces: Forces, *, itemsize: int = 4, padded: bool = True
+) -> int:
+    """What is there besides what is kept while one block is computed, forward or backward.
+
+    With recomputation all that this block would have kept is part of it.
+    """
+    c, n = _as_kept(config, forces), counts
+    azimuths = 2 * (c.num_spherical + 1)
+    tables: float = n.main * c.emb_size_cbf * c.emb_size_trip_in * _SUMS
+    tables += n.out_pairs * (_MOMENTS * azimuths * c.emb_size_quad_in + _HARMONICS * c.num_spherical**2)
+    edges, atoms = _WORKING * n.main * c.emb_size_edge, 0
+    if c.recompute:
+        edges, atoms = edges + _block(c, n), _block_atoms(c, n)
+        tables += _tables(c, n, padded=padded) - _SHARED_TABLES * _tables(c, n, padded=False)
+    return Numbers(edges, atoms, int(tables)).bytes(forces, itemsize)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def kept_numbers(
             edges += own * c.emb_size_edge
         else:
             atoms += own * c.emb_size_atom
-    return Numbers(edges, atoms, _tables(c, n, padded=padded))
+    tables = int(_SHARED_TABLES * _tables(c, n, padded=False)) if c.recompute else _tables(c, n, padded=padded)
+    return Numbers(edges, atoms, tables)
 
 
 def _block(c: BackboneConfig, n: BatchCounts) -> int:

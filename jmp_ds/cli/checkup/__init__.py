@@ -1,0 +1,1 @@
+"""What `jmp-ds doctor` looks at: each module looks at one thing and yields findings; none changes anything."""
