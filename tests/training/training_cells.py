@@ -75,7 +75,7 @@ def window_gradients(engine: Engine, window: list[list[list[int]]]) -> dict[str,
     return used_gradients(engine, mine, counts_of(window))
 
 
-def divided_model(stage: int) -> ToyModel:
+def divided_model(stage: int = 0) -> ToyModel:
     """As the real model does with its shared tensors: the hook comes before anything DeepSpeed sees."""
     model = toy(stage)
     model.bases["rbf"].weight.register_hook(lambda gradient: gradient / 4.0)
