@@ -97,6 +97,18 @@ def test_recomputation_follows_memory_unless_told(
     assert not load_bundle(tmp_path / "run" / "final").config.recompute
 
 
+def test_recomputation_is_not_chosen_where_it_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With gradient forces, a batch that may not fit is told as such."""
+    monkeypatch.setattr(recompute, "available", lambda _: 2**20)
+    kinds = [f"tasks.{name}.forces={{kind: gradient, weight: 5}}" for name in ("molecules", "crystals")]
+    pretrain(write_pretrain(tmp_path), *kinds, "train={steps: 1}")
+    told = capfd.readouterr().err
+    assert "activations are kept: keeping them takes about" in told
+    assert "make batches smaller" in told
+
+
 def test_a_finished_run_started_again_trains_nothing(finished: Path) -> None:
     before = (finished / "run" / "final" / "model.safetensors").read_bytes()
     outcome = pretrain(finished / "pretrain.yaml", "train.epochs=2")
