@@ -109,6 +109,17 @@ def test_recomputation_is_not_chosen_where_it_saves_nothing(
     assert "make batches smaller" in told
 
 
+def test_zero_three_trains_and_exports(tmp_path: Path) -> None:
+    """Parameters in pieces, bfloat16: what leaves the run is whole and float32."""
+    file, engine = write_pretrain(tmp_path), "engine.deepspeed=zero3_bf16_weights"
+    assert pretrain(file, engine, "train={steps: 2}").status == "finished"
+    state = load_bundle(tmp_path / "run" / "final").state
+    assert all(tensor.numel() and tensor.dtype == torch.float32 for tensor in state.values())
+    rounded = [name for name, t in state.items() if t.dim() > 1 and torch.equal(t, t.bfloat16().float())]
+    assert not rounded
+    assert (tmp_path / "run" / "report" / "metrics.json").exists()
+
+
 def test_a_finished_run_started_again_trains_nothing(finished: Path) -> None:
     before = (finished / "run" / "final" / "model.safetensors").read_bytes()
     outcome = pretrain(finished / "pretrain.yaml", "train.epochs=2")

@@ -27,7 +27,7 @@ from jmp_ds.models.presets import preset
 from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
-from jmp_ds.training.ds_config import DeepSpeedConfig, load_ds_config
+from jmp_ds.training.ds_config import DeepSpeedConfig, check_device, load_ds_config
 
 
 @dataclass(frozen=True)
@@ -306,9 +306,11 @@ def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
     gradient = any(t.forces is not None and t.forces.kind == "gradient" for t in resolved.config.tasks.values())
     try:
         config = load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
+        device = resolved.config.run.device
+        check_device(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except UserError as error:
         raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
-    if resolved.config.train.on_out_of_memory == "split" and (config.stage == 3 or "fp16" in config.values):
+    if resolved.config.train.on_out_of_memory == "split" and (config.stage == 3 or config.narrow == "fp16"):
         raise resolved.complaint(
             "train.on_out_of_memory",
             "`split` works at ZeRO stages 0 to 2 without DeepSpeed's fp16; use `stop`, or another engine.deepspeed",

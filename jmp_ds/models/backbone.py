@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jmp_kernels import Operators
@@ -59,9 +59,9 @@ class Backbone(nn.Module):
             self.int_blocks.append(InteractionBlock(c, self.operators))
             self.out_blocks.append(OutputBlock(c, self.operators))
         depths = c.num_blocks + 1
-        self.out_mlp_E = OutMLP(c.emb_size_atom * depths, c.emb_size_atom, c.num_global_out_layers)
+        self.out_mlp_E = OutMLP(self.operators, c.emb_size_atom * depths, c.emb_size_atom, c.num_global_out_layers)
         if c.direct_forces:
-            self.out_mlp_F = OutMLP(c.emb_size_edge * depths, c.emb_size_edge, c.num_global_out_layers)
+            self.out_mlp_F = OutMLP(self.operators, c.emb_size_edge * depths, c.emb_size_edge, c.num_global_out_layers)
         self.register_gradient_division()
 
     def register_gradient_division(self) -> None:
@@ -82,6 +82,16 @@ class Backbone(nn.Module):
         divisors |= {f"bases.{name}.weight": blocks for name in tables}
         return divisors | {"bases.mlp_rbf_out.linear.weight": blocks + 1.0}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters; asking for it does not touch their values."""
+        return next(self.embedding.parameters()).dtype
+
+    def units(self) -> list[nn.Module]:
+        """Parts whose weights are used only while they run: such weights may be brought and dismissed part by part."""
+        parts: list[nn.Module] = [*self.int_blocks, *self.out_blocks, self.out_mlp_E]
+        return [*parts, self.out_mlp_F] if self.config.direct_forces else parts
+
     def forward(self, pos: Tensor, atomic_numbers: Tensor, graph: Graph, edge_dropout: float = 0.0) -> BackboneOutput:
         """Features of a batch.
 
@@ -91,51 +101,25 @@ class Backbone(nn.Module):
             graph: its graphs.
             edge_dropout: share of edges dropped when the graph was made; the output blocks' sums make up for it.
         """
-        dtype = _feature_dtype(self.embedding.weight)
+        dtype = _feature_dtype(self.dtype, pos.device.type)
         with torch.autocast(pos.device.type, enabled=False):
             return self._features(pos, atomic_numbers, graph, 1.0 - edge_dropout, dtype)
 
     def _features(
         self, pos: Tensor, atomic_numbers: Tensor, graph: Graph, kept: float, dtype: torch.dtype
     ) -> BackboneOutput:
-        weight = self.embedding.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = torch.promote_types(self.dtype, torch.float32)
         tables = self.bases(graph, pos, wide)
         h = self.embedding(atomic_numbers - 1).to(wide)
         m = self.bases.edge_emb(h, tables.radial.to(dtype), graph.main)
-        out_blocks = [cast(OutputBlock, block) for block in self.out_blocks]
-        of_atoms, of_edges = [self._run(out_blocks[0].of_atoms, graph, tables, h, m, kept)], []
-        if self.config.direct_forces:
-            of_edges.append(self._run(out_blocks[0].of_edges, m, tables.rad_out))
-        for block, out_block in zip(self.int_blocks, out_blocks[1:], strict=True):
+        of_depths = [self._run(self.out_blocks[0], graph, tables, h, m, kept)]
+        for block, out_block in zip(self.int_blocks, self.out_blocks[1:], strict=True):
             h, m = self._run(block, graph, tables, h, m)
-            of_atoms.append(self._run(out_block.of_atoms, graph, tables, h, m, kept))
-            if self.config.direct_forces:
-                of_edges.append(self._run(out_block.of_edges, m, tables.rad_out))
-        atoms = self._of_all_depths(torch.cat(of_atoms, dim=-1))
-        edges = self._forces_of_all_depths(of_edges, tables.rad_out) if self.config.direct_forces else None
+            of_depths.append(self._run(out_block, graph, tables, h, m, kept))
+        of_atoms, of_edges, gates = zip(*of_depths, strict=True)
+        atoms = self.out_mlp_E(of_atoms)
+        edges = self.out_mlp_F(of_edges, tables.rad_out, gates) if self.config.direct_forces else None
         return BackboneOutput(atoms=atoms, edges=edges, vectors=tables.vectors)
-
-    def _of_all_depths(self, features: Tensor) -> Tensor:
-        """Energy features of all depths [N, depths · atom] to one [N, atom]."""
-        dense, mlp = self.operators.dense, self.out_mlp_E.out_mlp
-        out: Tensor = dense.residuals(dense.dense(features, mlp.first), mlp.residuals)
-        return out
-
-    def _forces_of_all_depths(self, features: Sequence[Tensor], rad: Tensor) -> Tensor:
-        """Force features of all depths, several [E, edge], gated and taken together: [E, edge]."""
-        dense, blocks = self.operators.dense, [cast(OutputBlock, block) for block in self.out_blocks]
-        gates = [block.scale_rbf_F(block.dense_rbf_F.weight) for block in blocks]
-        if any(block.scale_rbf_F.observer for block in blocks):
-            gated = [
-                x if block.scale_rbf_F.observer else dense.gate(x, rad, gate)
-                for block, x, gate in zip(blocks, features, gates, strict=True)
-            ]
-            x = dense.dense(torch.cat(gated, dim=1), self.out_mlp_F.out_mlp.first)
-        else:
-            x = dense.gated_concat(features, rad, gates, self.out_mlp_F.out_mlp.first)
-        out: Tensor = dense.residuals(x, self.out_mlp_F.out_mlp.residuals)
-        return out
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a block, keeping only its inputs where activations are to be recomputed."""
@@ -144,10 +128,9 @@ class Backbone(nn.Module):
         return function(*args)
 
 
-def _feature_dtype(weight: Tensor) -> torch.dtype:
+def _feature_dtype(parameters: torch.dtype, device: str) -> torch.dtype:
     """Precision of edge features: that of autocast where it is on, else that of the parameters."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameters
 
 
 def _divide_by(divisor: float) -> Callable[[Tensor], Tensor]:

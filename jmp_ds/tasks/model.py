@@ -60,6 +60,13 @@ class MultiTaskModel(nn.Module):
         own = {task.name: _heads_of(task, self.config, self.operators) for task in self.tasks}
         self.heads = nn.ModuleDict(own)
 
+    def units(self) -> list[nn.Module]:
+        """Parts whose weights are used only while they run (see `Backbone.units`), heads included."""
+        return [
+            *self.backbone.units(),
+            *(mlp for own in self.heads.values() for mlp in cast(nn.ModuleDict, own).values()),
+        ]
+
     def forward(self, batch: Batch) -> Outputs:
         """Normalised predictions: task → label → tensor on that task's rows.
 

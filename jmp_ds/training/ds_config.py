@@ -13,12 +13,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jmp_ds.errors import UserError
 
 #: Files that come with the project, by name.
 SHIPPED = Path(str(resources.files("jmp_ds.ds_configs")))
 
 _NUMBER = (int, float)
+_BF16 = {"enabled": bool, "check_grad_overflow": bool}
+_FP16 = {
+    "enabled": bool,
+    "loss_scale": _NUMBER,
+    "initial_scale_power": int,
+    "loss_scale_window": int,
+    "hysteresis": int,
+    "consecutive_hysteresis": bool,
+    "min_loss_scale": int,
+}
+_OFFLOAD = {"device": str, "pin_memory": bool}
 _AUTOCAST = {"enabled": bool, "dtype": str, "lower_precision_safe_modules": list}
 _ZERO = {
     "stage": int,
@@ -30,11 +43,22 @@ _ZERO = {
     "allgather_bucket_size": _NUMBER,
     "overlap_comm": bool,
     "round_robin_gradients": bool,
+    "sub_group_size": _NUMBER,
+    "stage3_prefetch_bucket_size": _NUMBER,
+    "stage3_param_persistence_threshold": _NUMBER,
+    "stage3_model_persistence_threshold": _NUMBER,
+    "stage3_max_live_parameters": _NUMBER,
+    "stage3_max_reuse_distance": _NUMBER,
+    "offload_optimizer": _OFFLOAD,
+    "offload_param": _OFFLOAD,
 }
 #: Every key that may be written: the type of its value, or the keys of its section.
 SCHEMA: dict[str, Any] = {
     "zero_optimization": _ZERO,
     "torch_autocast": _AUTOCAST,
+    "bf16": _BF16,
+    "fp16": _FP16,
+    "zero_force_ds_cpu_optimizer": bool,
     "communication_data_type": str,
     "prescale_gradients": bool,
     "gradient_predivide_factor": _NUMBER,
@@ -68,10 +92,6 @@ _OURS = {
     "tensorboard": "nothing: the run writes its own",
     "csv_monitor": "nothing: the run writes metrics.jsonl",
 }
-_NOT_YET = {
-    "bf16": "use torch_autocast with dtype bfloat16, which keeps float32 parameters",
-    "fp16": "use torch_autocast with dtype bfloat16",
-}
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,25 @@ class DeepSpeedConfig:
         """The dtype of autocast, `bfloat16`, or None when everything is float32."""
         section = self.values.get("torch_autocast", {})
         return section.get("dtype", "bfloat16") if section.get("enabled", False) else None
+
+    @property
+    def narrow(self) -> str | None:
+        """Precision of the parameters where it is not float32, `bf16` or `fp16`; the masters are float32 all the same."""
+        return next((name for name in ("bf16", "fp16") if self.values.get(name, {}).get("enabled", False)), None)
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Whether masters, moments and the optimizer's arithmetic are in the CPU's memory."""
+        return self._offload("offload_optimizer") == "cpu"
+
+    @property
+    def compiled_cpu_adam(self) -> bool:
+        """Whether an optimizer in the CPU's memory is DeepSpeed's own, which needs a compiler on first use."""
+        return bool(self.values.get("zero_force_ds_cpu_optimizer", True))
+
+    def _offload(self, what: str) -> str:
+        """Where something is kept."""
+        return str(self.values.get("zero_optimization", {}).get(what, {}).get("device", "none"))
 
     def completed(self, *, accumulation: int, world: int, clip_norm: float | None) -> dict[str, Any]:
         """What DeepSpeed is given: the file plus the run's own settings, all explicit.
@@ -161,8 +200,6 @@ def _check(values: Mapping[str, Any], schema: Mapping[str, Any], source: str, pr
         where = f"{source}: {prefix}{key}"
         if not prefix and key in _OURS:
             raise UserError(f"{where} is set by the run; remove it here and use {_OURS[key]}")
-        if not prefix and key in _NOT_YET:
-            raise UserError(f"{where} is not supported; {_NOT_YET[key]}")
         if key not in schema:
             near = difflib.get_close_matches(key, [*schema, *([] if prefix else _OURS)], n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {_list(schema)}"
@@ -186,13 +223,52 @@ def _check_combinations(config: DeepSpeedConfig, gradient_forces: bool) -> None:
             f"{config.source}: ZeRO stage 3 cannot train forces that are gradients of the energy "
             "(parameters are gone when the second derivative needs them); use stage 1 or 2"
         )
-    if config.stage == 3:
-        raise UserError(f"{config.source}: ZeRO stage 3 is not supported; use stage 0, 1 or 2")
+    _check_precision(config)
+    _check_offload(config)
+
+
+def _check_precision(config: DeepSpeedConfig) -> None:
+    """One kind of reduced precision at most, of a kind that is supported."""
+    chosen = [name for name in ("bf16", "fp16") if config.values.get(name, {}).get("enabled", False)]
+    chosen += ["torch_autocast"] if config.autocast else []
+    if len(chosen) > 1:
+        raise UserError(f"{config.source}: {' and '.join(chosen)} are both enabled; use one of them")
     if config.autocast not in (None, "bfloat16"):
         raise UserError(f"{config.source}: torch_autocast.dtype must be bfloat16, got {config.autocast!r}")
     for module in config.values.get("torch_autocast", {}).get("lower_precision_safe_modules", []):
         if not isinstance(module, str):
             raise UserError(f"{config.source}: torch_autocast.lower_precision_safe_modules must list names")
+
+
+def _check_offload(config: DeepSpeedConfig) -> None:
+    """Only to the CPU, and only what the stage shards."""
+    for what, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        where, name = config._offload(what), f"{config.source}: zero_optimization.{what}"
+        if where == "nvme":
+            raise UserError(
+                f"{name}.device: nvme is not supported, because averages of the weights need the masters in memory; use cpu"
+            )
+        if where not in ("none", "cpu"):
+            raise UserError(f"{name}.device must be cpu or none, got {where!r}")
+        if where == "cpu" and config.stage < least:
+            raise UserError(f"{name} needs ZeRO stage {' or '.join(map(str, range(least, 4)))}, this is {config.stage}")
+
+
+def check_device(config: DeepSpeedConfig, device: torch.device | str) -> None:
+    """Refuse what the device of a run cannot do.
+
+    Args:
+        config: validated.
+        device: `cpu` or `cuda`, with or without a number.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
+    if config.narrow == "fp16" and torch.device(device).type == "cpu":
+        raise UserError(
+            f"{config.source}: fp16 needs a GPU, and this run is on a CPU; "
+            "use bf16, torch_autocast with dtype bfloat16, or float32"
+        )
 
 
 def _list(names: Any) -> str:

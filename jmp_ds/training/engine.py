@@ -1,15 +1,17 @@
-"""The only file that drives DeepSpeed: starts the processes, wraps a model, makes steps from windows of batches.
+"""Drives DeepSpeed: starts the processes, wraps a model, makes steps from windows of batches.
 
-What it relies on, and what it avoids, is measured: specification deepspeed.md, sections 0, 1, 2, 7 and 12.
+With `masters.py` (where the weights are) and `units.py` (ZeRO 3) it is all that knows DeepSpeed. What it relies on, and
+what it avoids, is measured: specification deepspeed.md, sections 0, 1, 2, 7 and 12.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,17 +21,21 @@ from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
 from jmp_ds.heap import keep_freed_memory
-from jmp_ds.training.ds_config import DeepSpeedConfig
+from jmp_ds.training.ds_config import DeepSpeedConfig, check_device
+from jmp_ds.training.masters import Layout, masters_of, whole
 from jmp_ds.training.optimizer import (
     OptimizerOptions,
     ParameterGroup,
     adamw,
     clip_by_value_before_step,
+    group_settings,
 )
+from jmp_ds.training.order import OrderGuard
 from jmp_ds.training.place import Place, recognise
 from jmp_ds.training.processes import Processes
 from jmp_ds.training.sharing import refuse_shared_gpus, this_tenant
 from jmp_ds.training.sharing import threads as share_of_threads
+from jmp_ds.training.units import no_unit_left_open, only_units_have_hooks, register_units
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
 LossSums = Callable[[Any, Any], Mapping[str, Tensor]]
@@ -176,16 +182,27 @@ class Engine:
     ) -> None:
         self.options = options
         self.processes = processes
+        config = options.ds_config
+        check_device(config, processes.device)
         model.to(processes.device)
-        self._optimizer = adamw(groups, optimizer, processes.device)
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        exact = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()} if config.narrow else {}
+        self._order = OrderGuard(model, processes)
+        self._optimizer = _optimizer(groups, optimizer, config, processes.device)
         if options.clip_value is not None:
             clip_by_value_before_step(self._optimizer, options.clip_value)
-        settings = options.ds_config.completed(
+        settings = config.completed(
             accumulation=options.accumulation, world=processes.world, clip_norm=options.clip_norm
         )
+        parts = register_units(model) if self.stage == 3 else []
         self._engine, *_ = _deepspeed().initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
+        if self.stage == 3:
+            only_units_have_hooks(model, parts, self._engine.optimizer.parameter_offload)
+        self._masters = masters_of(self._engine, self.stage, narrow=config.narrow is not None)
+        if exact:  # DeepSpeed has made the masters from rounded weights
+            self._masters.take(exact, processes.rank)
         self._step_norm = 0.0
 
     @property
@@ -242,14 +259,20 @@ class Engine:
         for number, batch in enumerate(batches):
             if number:
                 self._engine.step()  # counts the micro-batch; changes nothing before the window is full
-            outputs = self._engine(batch)
-            sums = loss_sums(outputs, batch)
-            loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
-            self._engine.backward(infectious(loss))
+            with self._running():
+                outputs = self._engine(batch)
+                sums = loss_sums(outputs, batch)
+                loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
+                self._engine.backward(infectious(loss))
             losses.append(loss.detach())
             for group, value in sums.items():
                 totals[group] = totals[group] + value.detach() if group in totals else value.detach()
+        self._order.check()
         return totals, losses
+
+    def _running(self) -> AbstractContextManager[None]:
+        """Around every pass through the model."""
+        return no_unit_left_open() if self.stage == 3 else nullcontext()
 
     def backward_given(self, gradients: Sequence[Tensor], last: bool) -> None:
         """As the backward pass of a micro-batch whose gradients are known; collective (splitting.py).
@@ -260,7 +283,9 @@ class Engine:
         """
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._engine.backward(GivenGradients.apply(gradients, *parameters))
-        if not last:
+        if last:
+            self._order.check()
+        else:
             self._engine.step()
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -275,7 +300,7 @@ class Engine:
 
     def apply(self) -> bool:
         """Update the weights; whether that was skipped, on all processes alike, because a gradient is not finite."""
-        if self.stage == 0:
+        if self.stage == 0 and not self.options.ds_config.narrow:
             return self._apply_replicated()
         self._engine.step()
         skipped = bool(self._engine.optimizer.overflow)
@@ -301,44 +326,49 @@ class Engine:
     def evaluate(self, batch: Any) -> Any:
         """Outputs for a batch, without gradients of parameters, in the precision of training."""
         self.module.eval()
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self._running(), self.autocast():
             return self.module(batch)
 
     # ----------------------------------------------------------------------------------------------- weights
 
     def masters(self) -> list[Tensor]:
-        """This process's float32 master weights: its flat partition of each group under ZeRO, else all parameters."""
-        if self.stage == 0:
-            return [p.detach() for group in self._optimizer.param_groups for p in group["params"]]
-        return [p.detach() for p in self._engine.optimizer.single_partition_of_fp32_groups]
+        """This process's float32 master weights: its partitions under ZeRO, else all parameters (see masters.py)."""
+        return self._masters.tensors()
+
+    def layout(self) -> Layout:
+        """What of which parameter lies where in this process's `masters()`."""
+        return self._masters.layout(self.processes.rank)
 
     @contextmanager
     def weights(self, shards: Sequence[Tensor]) -> Iterator[None]:
         """The model has other weights inside, given as one tensor for each of `masters()`; collective."""
-        before = [m.clone() for m in self.masters()] if self.stage == 0 else self.masters()
-        self._set_weights(shards)
+        masters = self.masters()
+        before = [m.clone() for m in masters] if self._masters.inside_model else masters
+        self._masters.show(shards)
         try:
             yield
         finally:
-            self._set_weights(before)
+            self._masters.show(before)
 
-    def _set_weights(self, shards: Sequence[Tensor]) -> None:
-        """Spread weights from the processes' partitions into everyone's model; the masters stay as they are."""
-        if self.stage == 0:
-            for master, shard in zip(self.masters(), shards, strict=True):
-                master.copy_(shard)
-            return
-        zero = self._engine.optimizer
-        masters = zero.single_partition_of_fp32_groups
-        zero.single_partition_of_fp32_groups = list(shards)
-        try:
-            zero.update_lp_params()
-        finally:
-            zero.single_partition_of_fp32_groups = masters
+    def model_state(self, shards: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """The model's state on the CPU, parameters in float32 at every stage and precision; collective.
+
+        Args:
+            shards: one tensor for each of `masters()`, such as averages; None: the masters.
+
+        Returns:
+            Parameters and buffers by name; the first process has them, the others get nothing.
+        """
+        weights = self.masters() if shards is None else shards
+        parameters = whole(self._masters, weights, self._shapes, self.processes)
+        if not self.processes.first:
+            return {}
+        others = {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
+        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in others.items()}
 
     def spread_masters(self) -> None:
         """Bring the master weights, changed from outside, into everyone's model; collective."""
-        self._set_weights(self.masters())
+        self._masters.show(self.masters())
 
 
 class GivenGradients(torch.autograd.Function):
@@ -354,6 +384,33 @@ class GivenGradients(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
         """What was given."""
         return (None, *(g * scale.to(g.dtype) for g in ctx.gradients))
+
+
+def _optimizer(
+    groups: Sequence[ParameterGroup], options: OptimizerOptions, config: DeepSpeedConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW where the masters are; on the CPU beside a GPU it is DeepSpeed's, which is compiled on first use."""
+    if not config.offloads_optimizer:
+        return adamw(groups, options, device)
+    if not config.compiled_cpu_adam:
+        return adamw(groups, options, torch.device("cpu"))
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    try:
+        return DeepSpeedCPUAdam(
+            group_settings(groups, options),
+            lr=options.lr,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            adamw_mode=True,
+        )
+    except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"{config.source}: zero_optimization.offload_optimizer needs DeepSpeed's Adam for CPUs, which could not be "
+            f"compiled ({error}); install a C++ compiler and ninja, or set"
+            " zero_force_ds_cpu_optimizer: false (slower)"
+        ) from None
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

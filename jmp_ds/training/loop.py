@@ -362,9 +362,8 @@ class Loop:
         return self.ema.in_model() if self.ema is not None else nullcontext()
 
     def _model_state(self) -> dict[str, Tensor]:
-        """The model's state with the weights that are validated, on the CPU; collective."""
-        with self._validated_weights():
-            return {k: v.detach().to("cpu", copy=True) for k, v in self.engine.module.state_dict().items()}
+        """The model's state with the weights that are validated, on the CPU of the first process; collective."""
+        return self.engine.model_state(self.ema.shards if self.ema is not None else None)
 
     def _description(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         """What is known about exported weights."""

@@ -55,12 +55,14 @@ class ParameterGroup:
         multiplier: of the learning rate.
         names: the parameters' names.
         params: the parameters.
+        weight_decay: of these parameters; None: the optimizer's.
     """
 
     name: str
     multiplier: float
     names: list[str] = field(default_factory=list)
     params: list[nn.Parameter] = field(default_factory=list)
+    weight_decay: float | None = None
 
 
 _BLOCK = re.compile(r"(?:^|\.)(int_blocks|out_blocks)\.(\d+)\.")
@@ -111,11 +113,22 @@ def parameter_groups(
     return [by_name[name] for name in order if name in by_name]
 
 
+def group_settings(groups: Iterable[ParameterGroup], options: OptimizerOptions) -> list[dict[str, Any]]:
+    """The groups as optimizers take them."""
+    return [
+        {
+            "params": g.params,
+            "lr": options.lr * g.multiplier,
+            "weight_decay": options.weight_decay if g.weight_decay is None else g.weight_decay,
+        }
+        for g in groups
+    ]
+
+
 def adamw(groups: Iterable[ParameterGroup], options: OptimizerOptions, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the groups; the schedule sets their learning rates before every step."""
-    settings: list[dict[str, Any]] = [{"params": g.params, "lr": options.lr * g.multiplier} for g in groups]
+    """AdamW over the groups, on the device of the masters; the schedule sets their learning rates before every step."""
     return torch.optim.AdamW(
-        settings,
+        group_settings(groups, options),
         lr=options.lr,
         betas=options.betas,
         eps=options.eps,
@@ -127,7 +140,7 @@ def adamw(groups: Iterable[ParameterGroup], options: OptimizerOptions, device: t
 def clip_by_value_before_step(optimizer: torch.optim.Optimizer, limit: float) -> None:
     """Clamp every gradient entry to [-limit, limit] at the moment the optimizer is about to use it.
 
-    Under ZeRO 1 and 2 the optimizer holds this process's flat partition of float32 masters, and their gradient is by
+    Under ZeRO the optimizer holds this process's flat partition of float32 masters, and their gradient is by
     then the average over processes and window; without ZeRO it is the averaged gradient of each parameter. Clipping
     earlier (per process, as hooks would do) is not the published operation.
     """

@@ -2,8 +2,7 @@
 
 Every ZeRO stage cuts the parameters in its own way. Here each cut is described by the stretches of parameters it holds,
 so that a process of another run, with another number of processes or another stage, finds its own stretches in the
-files of all, reads just these, and no process ever holds everything. Which attributes of DeepSpeed 0.19.8 say how the
-cut is made is known only here and in engine.py.
+files of all, reads just these, and no process ever holds everything. How each stage cuts is known to masters.py.
 """
 
 from __future__ import annotations
@@ -48,43 +47,11 @@ class Piece:
 
 def pieces(engine: Engine) -> list[Piece]:
     """What this process's master tensors hold: at most one stretch of each parameter, padding left out."""
-    names = {id(p): name for name, p in engine.module.named_parameters()}
-    rank = engine.processes.rank
-    if engine.stage == 0:
-        groups = [[p] for group in engine.optimizer.param_groups for p in group["params"]]
-        return [Piece(names[id(p)], i, 0, 0, p.numel()) for i, (p,) in enumerate(groups)]
-    if engine.stage == 3:
-        return _pieces_of_each(engine.zero.fp16_groups, names, rank)
-    return _pieces_of_flat(engine.zero.round_robin_bit16_groups, engine.zero.partition_size, names, rank)
-
-
-def _pieces_of_flat(
-    groups: Sequence[Sequence[Any]], sizes: Sequence[int], names: dict[int, str], k: int
-) -> list[Piece]:
-    """Stages 1 and 2: the parameters of a group in a row, cut into equal parts; this is part `k` of each."""
-    found = []
-    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
-        begin, end, position = k * int(size), (k + 1) * int(size), 0
-        for parameter in group:
-            low, high = max(position, begin), min(position + parameter.numel(), end)
-            if low < high:
-                found.append(Piece(names[id(parameter)], number, low - begin, low - position, high - low))
-            position += parameter.numel()
-    return found
-
-
-def _pieces_of_each(groups: Sequence[Sequence[Any]], names: dict[int, str], k: int) -> list[Piece]:
-    """Stage 3: every parameter cut into equal parts, the parts `k` of a group in a row."""
-    found = []
-    for number, group in enumerate(groups):
-        offset = 0
-        for parameter in group:
-            size = int(parameter.ds_tensor.ds_numel)
-            length = min(size, int(parameter.ds_numel) - k * size)
-            if length > 0:
-                found.append(Piece(names[id(parameter)], number, offset, k * size, length))
-            offset += size
-    return found
+    return [
+        Piece(name, number, offset, begin, end - begin)
+        for number, own in enumerate(engine.layout())
+        for name, begin, end, offset in own
+    ]
 
 
 class Shards:
@@ -201,7 +168,7 @@ class Shards:
 
     def _masters(self) -> list[Tensor]:
         """The tensors that the optimizer's states belong to."""
-        if self._engine.stage == 3:
+        if self._engine.stage == 3:  # whose optimizer sees one group at a time
             return list(self._engine.zero.fp32_partitioned_groups_flat)
         return [p for group in self._engine.optimizer.param_groups for p in group["params"]]
 

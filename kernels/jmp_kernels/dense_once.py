@@ -4,6 +4,11 @@ By hand, because (1) only inputs and pre-activations are kept: activations, gate
 residual layers are made again from them by passes that cost little beside a product; (2) constants are folded into the
 weights, which are small beside the features, and sums go into the products' own epilogue.
 Asking for second derivatives is an error, never a wrong number (`once_differentiable`).
+
+A function that takes several parameters gets each by a path of its own (`path`), beside the values it computes with: the
+order in which autograd hands out gradients is then the order of the paths, always. Of several parameters that hang on one
+node it depends on what else is waiting, which differs between processes that sum gradients in that order. The values are
+the parameters themselves, so that what is kept for the backward pass is no second hold on their memory.
 """
 
 from __future__ import annotations
@@ -48,6 +53,11 @@ class _Dense(torch.autograd.Function):
         return nn(dp, w) if ctx.needs_input_grad[0] else None, tn(dp, x), dp if ctx.needs_input_grad[2] else None
 
 
+def path(w: Tensor) -> Tensor:
+    """The same values behind a node of its own; for the gradient only."""
+    return w.view_as(w)
+
+
 def _residual(x: Tensor, p2: Tensor) -> Tensor:
     """(x + act(p₂))/√2."""
     return torch.add(x, F.silu(p2), alpha=SCALE).mul_(INV_SQRT_2)
@@ -62,7 +72,7 @@ class _Residuals(torch.autograd.Function):
     """Keeps x and the pre-activations of every layer; the inner inputs are made again, bit by bit the same."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Sequence[Tensor], *paths: Tensor) -> Tensor:
         y, kept = x, [x]
         for first, second in zip(weights[::2], weights[1::2], strict=True):
             p1 = nt(y, first.to(y.dtype))
@@ -74,7 +84,7 @@ class _Residuals(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         count = len(saved) // 4
         x, pre, weights = saved[0], saved[1 : 1 + 2 * count], saved[1 + 2 * count :]
@@ -90,7 +100,7 @@ class _Residuals(torch.autograd.Function):
             dp1 = silu_backward(nn(dp2, times(second, factor, dy.dtype)), p1)
             grads = [tn(dp1, inputs.pop()).to(first.dtype), d_second, *grads]
             dy = nn(dp1, first.to(dy.dtype)).add_(dy, alpha=INV_SQRT_2)
-        return dy, *grads
+        return dy, None, *grads
 
 
 class _Gate(torch.autograd.Function):
@@ -135,30 +145,36 @@ class _Merge(torch.autograd.Function):
     """Up-projections are made again in the backward pass: they cost an eighth of a layer and are as large as one."""
 
     @staticmethod
-    def forward(ctx: Any, rows: tuple[Tensor | None, ...], x: Tensor, w: Tensor, *parts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, rows: tuple[Tensor | None, ...], weights: Sequence[Tensor], x: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        w, *ups = weights
+        ys = tensors[: len(rows)]  # the rest are the paths of the weights
         p = nt(x, w)
         total = F.silu(p).mul_(0.5 * SCALE)
-        for y, w_up, own in zip(parts[::2], parts[1::2], rows, strict=True):
+        for y, w_up, own in zip(ys, ups, rows, strict=True):
             up = F.silu(nt(y, w_up))
             if own is None:
                 total.add_(up, alpha=0.5 * SCALE * INV_SQRT_2)
             else:
                 total.index_add_(0, own, up, alpha=0.5 * SCALE * INV_SQRT_2)
         ctx.rows = rows
-        ctx.save_for_backward(x, w, p, *parts)
+        ctx.save_for_backward(x, w, p, *ys, *ups)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, p, *parts = ctx.saved_tensors
-        grads: list[Tensor] = []
+        x, w, p, *rest = ctx.saved_tensors
+        ys, ups = rest[: len(ctx.rows)], rest[len(ctx.rows) :]
+        dys, d_ups = [], []
         factor = 0.5 * SCALE * INV_SQRT_2
-        for y, w_up, own in zip(parts[::2], parts[1::2], ctx.rows, strict=True):
+        for y, w_up, own in zip(ys, ups, ctx.rows, strict=True):
             d = silu_backward(dy if own is None else dy.index_select(0, own), nt(y, w_up))
-            grads += [nn(d, w_up * factor), tn(d, y).mul_(factor)]
+            dys.append(nn(d, w_up * factor))
+            d_ups.append(tn(d, y).mul_(factor))
         dp = silu_backward(dy, p)
-        return None, nn(dp, w * (0.5 * SCALE)), tn(dp, x).mul_(0.5 * SCALE), *grads
+        return None, None, nn(dp, w * (0.5 * SCALE)), *dys, tn(dp, x).mul_(0.5 * SCALE), *d_ups
 
 
 class _GatedConcat(torch.autograd.Function):
@@ -219,14 +235,15 @@ class _Layers(torch.autograd.Function):
     """Keeps the input and every pre-activation; inner inputs are made again from them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor | None) -> Tensor:
-        weights, biases = parameters[:count], parameters[count:]
+    def forward(
+        ctx: Any, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *paths: Tensor | None
+    ) -> Tensor:
         y, pre = x, []
         for w, b in zip(weights, biases, strict=True):
-            p = nt(y, w)  # type: ignore[arg-type]
+            p = nt(y, w)
             pre.append(p if b is None else p.add_(b))
             y = scaled_silu(pre[-1])
-        ctx.count = count
+        ctx.count = len(weights)
         ctx.has_bias = [b is not None for b in biases]
         ctx.save_for_backward(x, *pre, *weights)
         return y
@@ -243,7 +260,7 @@ class _Layers(torch.autograd.Function):
             d_weights.insert(0, tn(dp, scaled_silu(pre[k - 1]) if k else x))
             d_biases.insert(0, dp.sum(0) if ctx.has_bias[k] else None)
             dy = nn(dp, weights[k])
-        return dy, None, *d_weights, *d_biases
+        return dy, None, None, *d_weights, *d_biases
 
 
 class DenseOnce:
@@ -272,7 +289,8 @@ class DenseOnce:
         """Residual layers in a row: x ← (x + act(W₂ act(W₁ x)))/√2."""
         if not weights:
             return x
-        y: Tensor = _Residuals.apply(x, *(w for pair in weights for w in pair))
+        flat = [w for pair in weights for w in pair]
+        y: Tensor = _Residuals.apply(x, flat, *map(path, flat))
         return y
 
     @staticmethod
@@ -297,8 +315,9 @@ class DenseOnce:
             parts: (y [R, narrow], W_p [out, narrow], rows): rows is None where y has all E rows, else int64 [R], the
                 (distinct) rows it has.
         """
-        flat = [z.to(x.dtype) for y, w_up, _ in parts for z in (y, w_up)]
-        total: Tensor = _Merge.apply(tuple(rows for _, _, rows in parts), x, w.to(x.dtype), *flat)
+        weights = [z.to(x.dtype) for z in (w, *(w_up for _, w_up, _ in parts))]
+        ys = [y.to(x.dtype) for y, _, _ in parts]
+        total: Tensor = _Merge.apply(tuple(rows for _, _, rows in parts), weights, x, *ys, *map(path, weights))
         return total
 
     @staticmethod
@@ -313,7 +332,8 @@ class DenseOnce:
         """Dense layers in a row: x ← act(W x + b), for every (W, b)."""
         weights = [w.to(x.dtype) for w, _ in parameters]
         biases = [None if b is None else b.to(x.dtype) for _, b in parameters]
-        y: Tensor = _Layers.apply(x, len(weights), *weights, *biases)
+        paths = [None if p is None else path(p) for p in (*weights, *biases)]
+        y: Tensor = _Layers.apply(x, weights, biases, *paths)
         return y
 
     @staticmethod

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_cells import RATES, WINDOWS, counts_of
+from training_cells import RATES, WINDOWS, counts_of, toy
 from training_spawn import run
 from training_toy import ToyModel, batch, loss_sums, reference_gradients
 
@@ -17,7 +17,7 @@ from jmp_ds.training.ds_config import load_ds_config
 from jmp_ds.training.engine import EngineOptions
 from jmp_ds.training.optimizer import parameter_groups
 
-STAGES = [0, 1, 2]
+STAGES = [0, 1, 2, 3]
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -48,8 +48,8 @@ def trained(cells: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("window", list(WINDOWS))
 def test_two_processes_give_the_gradients_of_one(gradients: dict, stage: int, window: str) -> None:
-    exact = reference_gradients(ToyModel().double(), structures(WINDOWS[window]))
-    single = reference_gradients(ToyModel(), structures(WINDOWS[window]))
+    exact = reference_gradients(toy(stage).double(), structures(WINDOWS[window]))
+    single = reference_gradients(toy(stage), structures(WINDOWS[window]))
     for name, expected in exact.items():
         ours = gradients[f"{stage}/{window}"][name]
         if not expected.any():  # a head whose task is not in the window
@@ -74,7 +74,7 @@ def test_clipping_equals_torch(gradients: dict, stage: int) -> None:
         "norm": lambda ps: torch.nn.utils.clip_grad_norm_(ps, 0.5),
         "value": lambda ps: torch.nn.utils.clip_grad_value_(ps, 0.05),
     }.items():
-        model = ToyModel()
+        model = toy(stage)
         reference = reference_gradients(model, structures(WINDOWS["unequal"]))
         for key, parameter in model.named_parameters():
             parameter.grad = reference[key].clone()
@@ -89,15 +89,15 @@ def test_clipping_equals_torch(gradients: dict, stage: int) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("cell", "window"), [("divided", "unequal"), ("divided_accumulated", "accumulated")])
 def test_shared_gradients_are_divided_once(gradients: dict, stage: int, cell: str, window: str) -> None:
-    reference = reference_gradients(ToyModel(), structures(WINDOWS[window]))
+    reference = reference_gradients(toy(stage), structures(WINDOWS[window]))
     reference["bases.rbf.weight"] /= 4.0
     for name, expected in reference.items():
         torch.testing.assert_close(gradients[f"{stage}/{cell}"][name], expected, rtol=1e-4, atol=1e-6)
 
 
-def plain_training() -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
+def plain_training(stage: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """What `training_cells.training` does, in plain torch with full parameters."""
-    model = ToyModel()
+    model = toy(stage)
     groups = parameter_groups(model.named_parameters(), RATES)
     optimizer = torch.optim.AdamW([{"params": g.params} for g in groups], betas=(0.9, 0.95), weight_decay=0.1)
     averaged = {k: v.clone() for k, v in model.state_dict().items()}
@@ -120,7 +120,7 @@ def plain_training() -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_steps_groups_and_average_equal_plain_torch(trained: list, stage: int) -> None:
-    weights, averaged, norms = plain_training()
+    weights, averaged, norms = plain_training(stage)
     for rank in (0, 1):
         ours = trained[rank][str(stage)]
         assert ours["norms"] == pytest.approx(norms, rel=1e-4)
@@ -128,6 +128,7 @@ def test_steps_groups_and_average_equal_plain_torch(trained: list, stage: int) -
             torch.testing.assert_close(ours["weights"][key], expected, rtol=1e-4, atol=2e-6)
             torch.testing.assert_close(ours["averaged"][key], averaged[key], rtol=1e-4, atol=2e-6)
         assert all(torch.equal(ours["averaged"][k], v) for k, v in ours["exported"].items())
+        assert bool(ours["exported"]) == (rank == 0)
         assert relative(averaged["embedding.weight"], weights["embedding.weight"]) > 1e-3
         assert ours["back"], "the weights after validation are not those before"
 
@@ -135,7 +136,7 @@ def test_steps_groups_and_average_equal_plain_torch(trained: list, stage: int) -
 @pytest.mark.parametrize("stage", STAGES)
 def test_validation_sees_the_average(trained: list, stage: int) -> None:
     ours = trained[0][str(stage)]
-    model = ToyModel()
+    model = toy(stage)
     model.load_state_dict(ours["averaged"])
     expected = model.eval()(batch(range(6)))
     for task, by_label in expected.items():

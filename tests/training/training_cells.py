@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor
 from training_toy import ToyModel, batch, loss_sums, total_counts
 
 from jmp_ds.training.ds_config import load_ds_config
 from jmp_ds.training.ema import Ema
 from jmp_ds.training.engine import Engine, EngineOptions, start_processes, stop_processes
+from jmp_ds.training.masters import whole
 from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
 from jmp_ds.training.processes import Processes
 
@@ -28,9 +30,15 @@ WINDOWS: dict[str, list[list[list[int]]]] = {
 RATES = LayerwiseRates(embedding=0.3, blocks=(0.5, 0.7), rest=1.0)
 
 
+def toy(stage: int) -> ToyModel:
+    """Gradient forces do not go with ZeRO 3."""
+    return ToyModel(direct=stage == 3)
+
+
 def make_engine(processes: Processes, stage: int = 1, lr: float = 0.0, **options: Any) -> Engine:
-    model = options.pop("model", None) or ToyModel()
-    config = load_ds_config({"zero_optimization": {"stage": stage}, **options.pop("ds", {})})
+    model = options.pop("model", None) or toy(stage)
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    config = load_ds_config({"zero_optimization": zero, **options.pop("ds", {})})
     groups = parameter_groups(model.named_parameters(), RATES)
     optimizer = OptimizerOptions(lr=lr, weight_decay=0.1)
     return Engine(model, groups, optimizer, EngineOptions(ds_config=config, **options), processes)
@@ -52,19 +60,14 @@ def used_gradients(
     handle = engine._optimizer.register_step_pre_hook(remember)
     engine.step(mine, counts, losses)
     handle.remove()
-    groups = parameter_groups(engine.module.named_parameters(), RATES)
-    if engine.stage == 0:
-        names = [name for g in groups for name in g.names]
-        return dict(zip(names, seen, strict=True))
-    result = {}
-    for group, part in zip(groups, seen, strict=True):
-        parts = [torch.empty_like(part) for _ in range(engine.processes.world)]
-        dist.all_gather(parts, part)
-        flat, offset = torch.cat(parts), 0
-        for name, parameter in zip(group.names, group.params, strict=True):
-            result[name] = flat[offset : offset + parameter.numel()].view_as(parameter).clone()
-            offset += parameter.numel()
-    return result
+    return whole(engine._masters, seen, engine._shapes, engine.processes)
+
+
+def visible(engine: Engine) -> dict[str, Tensor]:
+    """What the model computes with, whole on every process."""
+    parameters = list(engine.module.parameters())
+    with GatheredParameters(parameters) if engine.stage == 3 else nullcontext():
+        return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
 
 
 def window_gradients(engine: Engine, window: list[list[list[int]]]) -> dict[str, Tensor]:
@@ -72,9 +75,9 @@ def window_gradients(engine: Engine, window: list[list[list[int]]]) -> dict[str,
     return used_gradients(engine, mine, counts_of(window))
 
 
-def divided_model() -> ToyModel:
+def divided_model(stage: int) -> ToyModel:
     """As the real model does with its shared tensors: the hook comes before anything DeepSpeed sees."""
-    model = ToyModel()
+    model = toy(stage)
     model.bases["rbf"].weight.register_hook(lambda gradient: gradient / 4.0)
     return model
 
@@ -99,8 +102,8 @@ def gradients(processes: Processes, out: str, stages: list[int]) -> None:
         for name, options in {
             "norm": {"clip_norm": 0.5},
             "value": {"clip_value": 0.05},
-            "divided": {"model": divided_model()},
-            "divided_accumulated": {"model": divided_model(), "accumulation": 2},
+            "divided": {"model": divided_model(stage)},
+            "divided_accumulated": {"model": divided_model(stage), "accumulation": 2},
         }.items():
             engine = make_engine(processes, stage, **options)
             window = WINDOWS["accumulated" if "accumulated" in name else "unequal"]
@@ -122,19 +125,18 @@ def training(processes: Processes, out: str, stages: list[int]) -> None:
             mine = [batch(numbers) for numbers in window[processes.rank]]
             norms.append(engine.step(mine, counts_of(window), loss_sums).grad_norm)
             ema.update()
-        weights = {k: v.clone() for k, v in engine.module.state_dict().items()}
+        weights = visible(engine)
         with ema.in_model():
-            averaged = {k: v.clone() for k, v in engine.module.state_dict().items()}
+            averaged = visible(engine)
             outputs = engine.evaluate(batch(range(6)))
-        back = all(torch.equal(weights[k], v) for k, v in engine.module.state_dict().items())
-        with ema.in_model():
-            exported = {k: v.clone() for k, v in engine.module.state_dict().items()}
+        back = all(torch.equal(weights[k], v) for k, v in visible(engine).items())
+        exported = engine.model_state(ema.shards)
         bad = batch([0, 1])
         if processes.rank == processes.world - 1:
             bad = bad.double()
             bad = type(bad)(**{**bad.__dict__, "energy": bad.energy * float("nan")})
         outcome = engine.step([bad], {"energy": 4, "forces": 4}, loss_sums)
-        unchanged = all(torch.equal(weights[k], v) for k, v in engine.module.state_dict().items())
+        unchanged = all(torch.equal(weights[k], v) for k, v in visible(engine).items())
         after = engine.step([batch([0, 1])], {"energy": 4, "forces": 4}, loss_sums)
         results[str(stage)] = {
             "weights": weights,
@@ -147,6 +149,6 @@ def training(processes: Processes, out: str, stages: list[int]) -> None:
             "finite": [bool(torch.isfinite(v)) for v in outcome.losses],
             "unchanged": unchanged,
             "after_skipped": after.skipped,
-            "after_changed": not all(torch.equal(weights[k], v) for k, v in engine.module.state_dict().items()),
+            "after_changed": not all(torch.equal(weights[k], v) for k, v in visible(engine).items()),
         }
     torch.save(results, Path(out) / f"training_{processes.rank}.pt")

@@ -76,9 +76,11 @@ def batch(numbers: Sequence[int]) -> ToyBatch:
 class ToyModel(nn.Module):
     """Names of parameters as in the real model: embedding, int_blocks, out_blocks, bases, heads."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.0) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.0, direct: bool = False) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.gradient = None if direct else GRADIENT
+        self.order = list(enumerate(TASKS))
         self.embedding = nn.Embedding(4, WIDTH)
         self.bases = nn.ModuleDict({"rbf": nn.Linear(3, WIDTH, bias=False)})
         self.int_blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
@@ -87,7 +89,7 @@ class ToyModel(nn.Module):
         self.heads = nn.ModuleDict()
         for task in TASKS:
             labels = {"energy": nn.Linear(WIDTH, 1)}
-            if task != GRADIENT:
+            if task != self.gradient:
                 labels["forces"] = nn.Linear(WIDTH, 3)
             self.heads[task] = nn.ModuleDict(labels)
         self.register_buffer("scale_factor", torch.tensor(1.0))
@@ -101,13 +103,13 @@ class ToyModel(nn.Module):
                 h = h + self.dropout(torch.tanh(block(h) * self.bases["rbf"](pos)))
                 out = out + last(h)
             outputs: dict[str, dict[str, Tensor]] = {}
-            for number, task in enumerate(TASKS):
+            for number, task in self.order:
                 rows = torch.nonzero(batch.task == number).flatten()
                 atoms = torch.nonzero(batch.task[batch.structure] == number).flatten()
                 owner = torch.searchsorted(rows, batch.structure[atoms])
                 per_atom = self.heads[task]["energy"](out[atoms])[:, 0].to(pos.dtype)
                 energy = pos.new_zeros(len(rows)).index_add(0, owner, per_atom)
-                if task == GRADIENT:
+                if task == self.gradient:
                     slope = torch.autograd.grad(energy.sum(), pos, create_graph=self.training)[0]
                     forces = -slope[atoms]
                 else:
