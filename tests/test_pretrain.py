@@ -97,6 +97,18 @@ def test_recomputation_follows_memory_unless_told(
     assert not load_bundle(tmp_path / "run" / "final").config.recompute
 
 
+def test_recomputation_is_not_chosen_where_it_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With gradient forces, a batch that may not fit is told as such."""
+    monkeypatch.setattr(recompute, "available", lambda _: 2**20)
+    kinds = [f"tasks.{name}.forces={{kind: gradient, weight: 5}}" for name in ("molecules", "crystals")]
+    pretrain(write_pretrain(tmp_path), *kinds, "train={steps: 1}")
+    told = capfd.readouterr().err
+    assert "activations are kept: keeping them takes about" in told
+    assert "make batches smaller" in told
+
+
 def test_zero_three_trains_and_exports(tmp_path: Path) -> None:
     """Parameters in pieces, bfloat16: what leaves the run is whole and float32."""
     file, engine = write_pretrain(tmp_path), "engine.deepspeed=zero3_bf16_weights"

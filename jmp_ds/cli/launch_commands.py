@@ -77,7 +77,9 @@ class Command:
 
     def shown(self) -> str:
         """As it can be typed into a shell."""
-        lines = [f"cat > {shlex.quote(str(path))} <<'END'\n{text}END" for path, text in self.files.items()]
+        folders = dict.fromkeys(shlex.quote(str(path.parent)) for path in self.files)
+        lines = [f"mkdir -p {folder}" for folder in folders]
+        lines += [f"cat > {shlex.quote(str(path))} <<'END'\n{text}END" for path, text in self.files.items()]
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         return "\n".join([*lines, " ".join([*settings, shlex.join(self.words)])])
 

@@ -34,7 +34,8 @@ def plan_of(
 ) -> Plan:
     """Decide as configured; `auto` recomputes where the largest batch would not fit into memory otherwise.
 
-    Collective: all processes decide alike.
+    Not with gradient forces: the pass that makes forces keeps what it computes again (docs/planning.md), so `auto` only
+    says that batches are too large. Collective: all processes decide alike.
 
     Args:
         config, checked: the configuration.
@@ -57,8 +58,12 @@ def plan_of(
         free //= processes.place.local_world
     fits = processes.all_agree(free is None or needed <= USABLE * free)
     there = "unknown memory" if free is None else f"{free / 2**30:.1f} GiB"
-    words = f"activations are {'kept' if fits else 'recomputed'}: keeping them takes about {needed / 2**30:.1f} GiB"
-    return Plan(not fits, f"{words} of {there} for {counts.main} edges")
+    recompute = not fits and forces == "direct"
+    words = (
+        f"activations are {'recomputed' if recompute else 'kept'}: keeping them takes about {needed / 2**30:.1f} GiB"
+    )
+    advice = "" if fits or recompute else "; this may not fit: make batches smaller, recomputing saves little here"
+    return Plan(recompute, f"{words} of {there} for {counts.main} edges{advice}")
 
 
 def _largest_batch(
