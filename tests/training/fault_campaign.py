@@ -399,7 +399,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=2, help="in each phase of each cell")
     parser.add_argument("--damaged", type=int, default=4, help="runs of each cell with damaged checkpoints")
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", action="store_true", help="two cells only")
     parser.add_argument("--document", type=Path, help="put the figures between its marks")

@@ -15,7 +15,7 @@ from training_spawn import finish, launch, run
 from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import read_outcome
 
-STAGES = [0, 1, 2]
+STAGES = [0, 1, 2, 3]
 #: Steps within the first epoch, right after a resumption, across epochs; and in the next validation.
 INTERRUPTIONS = [2, 3, -1, 9]
 

@@ -10,7 +10,7 @@ import torch
 from training_fork import run_jobs
 from training_resharding import AFTER, BEFORE
 
-WORLDS, STAGES = [1, 2, 3], [0, 1, 2]
+WORLDS, STAGES = [1, 2, 3], [0, 1, 2, 3]
 CELLS = [
     (world, stage, f"{old_world}_{old_stage}")
     for world, stage, old_world, old_stage in product(WORLDS, STAGES, WORLDS, STAGES)

@@ -18,12 +18,12 @@ from training_toy import TASKS, ToyBatch, ToyModel, batch, count_labels, loss_su
 
 from jmp_ds.training import checkpoints
 from jmp_ds.training.checkpoints import Checkpoints
-from jmp_ds.training.engine import start_processes, stop_processes
+from jmp_ds.training.engine import Engine, start_processes, stop_processes
 from jmp_ds.training.loop import Diverged, Loop
 from jmp_ds.training.processes import Processes
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, Schedule, ScheduleOptions
-from jmp_ds.training.shards import Shards
+from jmp_ds.training.shards import Shards, pieces
 
 EPOCH, EPOCHS, ACCUMULATION = 23, 3, 2
 
@@ -88,12 +88,10 @@ def make_loop(
     validation if it is negative.
     """
     poisoned, patience = changes.pop("poisoned", False), changes.pop("patience", None)
-    dropout = changes.pop("dropout", 0.3)
+    model = ToyModel(dropout=changes.pop("dropout", 0.3), direct=changes.pop("direct", stage == 3))
     asking = interrupt is not None and interrupt < 0 and processes.rank == processes.world - 1
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # whatever was drawn before must not matter
-    engine = make_engine(
-        processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=ToyModel(dropout=dropout)
-    )
+    engine = make_engine(processes, stage, lr=0.01, accumulation=ACCUMULATION, clip_norm=1.0, model=model)
     options = LoopOptions(
         run_dir=run_dir,
         length=EPOCH * EPOCHS,
@@ -146,14 +144,26 @@ def make_loop(
     )
 
 
+def model_weights(engine: Engine) -> dict[str, Tensor]:
+    """What the model computes with; ZeRO 3 brings it when it is asked to."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    gathered = list(engine.module.parameters()) if engine.stage == 3 else []
+    with GatheredParameters(gathered, enabled=bool(gathered)):
+        return {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
+
+
 def everything(loop: Loop) -> dict[str, Any]:
     """All that training has made: weights, moments, averaged weights, and what is drawn next."""
     return {
-        "weights": {k: v.clone() for k, v in loop.engine.module.state_dict().items()},
+        "weights": model_weights(loop.engine),
         "moments": [
             {k: torch.as_tensor(v).clone() for k, v in state.items()} for state in loop.engine._optimizer.state.values()
         ],
-        "averaged": loop.ema.shards if loop.ema else [],
+        "averaged": {  # without padding, which ZeRO 3 leaves as it finds it
+            p.name: loop.ema.shards[p.tensor].view(-1)[p.offset : p.offset + p.length].clone()
+            for p in (pieces(loop.engine) if loop.ema else [])
+        },
         "drawn": torch.rand(3),
         "position": vars(loop.position),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training_loops import make_loop
+from training_loops import make_loop, model_weights
 
 from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.loop import Loop
@@ -26,7 +26,7 @@ def whole(loop: Loop) -> dict[str, torch.Tensor]:
         for part in loop.engine.processes.gather(stretches):
             for name, start, values in part:
                 found.setdefault(f"{kind}/{name}", []).append((start, values))
-    sizes = {name: p.numel() for name, p in loop.engine.module.named_parameters()}
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in loop.engine.module.named_parameters()}
     result = {}
     for key, parts in found.items():
         full = torch.full((sizes[key.split("/", 1)[1]],), float("nan"))
@@ -63,7 +63,7 @@ def write(out: str, stages: list[int]) -> None:
     processes = start_processes("cpu", 1)
     for stage in stages:
         folder = Path(out) / f"{processes.world}_{stage}"
-        loop = make_loop(processes, folder, stage, dropout=0.0)
+        loop = make_loop(processes, folder, stage, dropout=0.0, direct=True)
         result = {"ids": seen(loop, BEFORE)}
         loop._save()
         result["saved"] = whole(loop)
@@ -84,11 +84,12 @@ def read(out: str, stages: list[int], worlds: list[int]) -> None:
         if processes.first:
             shutil.copytree(Path(out) / name, folder)
         processes.barrier()
-        loop = make_loop(processes, folder, stage, dropout=0.0)
+        loop = make_loop(processes, folder, stage, dropout=0.0, direct=True)
         loaded = loop.checkpoints.load_newest()
         assert loaded is not None
         loop._restore(loaded)
-        state = {n: p.detach().clone().view(-1) for n, p in loop.engine.module.named_parameters()}
+        names = {n for n, _ in loop.engine.module.named_parameters()}
+        state = {n: v.view(-1) for n, v in model_weights(loop.engine).items() if n in names}
         results[f"{stage}/{name}"] = {
             "saved": whole(loop),
             "model": state,
