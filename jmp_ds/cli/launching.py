@@ -59,9 +59,9 @@ def execute(command: Command, stop: Callable[[int], None]) -> int:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            before[number] = signal.getsignal(number)
-            signal.signal(number, pass_on)
+        for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            before[request] = signal.getsignal(request)
+            signal.signal(request, pass_on)
         child = _start(command)
         if asked:
             stop(child.pid)  # it came before there was anything to stop
