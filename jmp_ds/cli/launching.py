@@ -46,24 +46,37 @@ def execute(command: Command, stop: Callable[[int], None]) -> int:
         if not path.is_file() or path.read_text() != text:
             write_text(path, text)
     Console(stderr=True, highlight=False).print(f"[dim]$ {shlex.join(command.words)}[/dim]", soft_wrap=True)
-    # A session of its own: a Ctrl-C in the terminal must reach every process once, not through two ways.
-    try:
-        child = subprocess.Popen(command.words, env={**os.environ, **command.variables}, start_new_session=True)
-    except FileNotFoundError:
-        raise UserError(f"launch: {command.words[0]} is not installed here, or not in PATH") from None
+    child: subprocess.Popen[bytes] | None = None
+    asked = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        stop(child.pid)
+        nonlocal asked
+        asked = True
+        if child is not None:
+            stop(child.pid)
         if callable(earlier := before[number]) and earlier is not signal.default_int_handler:
             earlier(number, frame)  # whoever starts us again must know of it too
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before: dict[int, Any] = {number: signal.signal(number, pass_on) for number in numbers}
+    before: dict[int, Any] = {}
     try:
+        for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            before[request] = signal.getsignal(request)
+            signal.signal(request, pass_on)
+        child = _start(command)
+        if asked:
+            stop(child.pid)  # it came before there was anything to stop
         return child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    """In a session of its own: a Ctrl-C in the terminal must reach every process once, not through two ways."""
+    try:
+        return subprocess.Popen(command.words, env={**os.environ, **command.variables}, start_new_session=True)
+    except FileNotFoundError:
+        raise UserError(f"launch: {command.words[0]} is not installed here, or not in PATH") from None
 
 
 def stopper(launcher: Launcher, layout: Layout) -> Callable[[int], None]:
