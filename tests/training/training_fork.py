@@ -67,18 +67,20 @@ def wait(started: list[int], patience: float) -> tuple[list[int], list[float]]:
     """Exit codes (negative: signals) and times of death in seconds; what is left after the patience is killed."""
     codes: dict[int, int] = {}
     times: dict[int, float] = {}
-    end = time.monotonic() + patience
+    left, before = patience, time.monotonic()
     while len(codes) < len(started):
         for pid in started:
             if pid not in codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid], times[pid] = os.waitstatus_to_exitcode(status), time.monotonic()
-        if time.monotonic() > end:
+        now = time.monotonic()
+        left, before = left - min(now - before, 1.0), now  # time in which everything was suspended does not count
+        if left < 0:
             for pid in started:
                 if pid not in codes:
                     os.kill(pid, signal.SIGKILL)
-            end = float("inf")
+            left = float("inf")
         time.sleep(0.005)
     return [codes[p] for p in started], [times[p] for p in started]
 
