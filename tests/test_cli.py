@@ -321,14 +321,6 @@ def test_kernels_are_no_part_of_a_bundle(tmp_path: Path) -> None:
     assert "triton" not in text
 
 
-def test_doctor_reports() -> None:
-    result = run("doctor")
-    assert result.exit_code == 0
-    assert "torch" in result.output
-    if not torch.cuda.is_available():
-        assert "PyTorch: the Triton kernels need a GPU" in result.output
-
-
 def test_import_and_predict_as_a_black_box(tmp_path: Path) -> None:
     """The two fixed forms, in processes of their own: a published file in full size, then energies and forces."""
     import numpy as np

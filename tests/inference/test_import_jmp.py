@@ -77,8 +77,8 @@ def test_absent_averages(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_imported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model preset 'jmp-xl'; there are jmp-s, jmp-l, tiny"):
-        import_jmp(tmp_path / "x", tmp_path / "bundle", "jmp-xl")
+    with pytest.raises(UserError, match="no model preset 'jmp-m'; there are jmp-s, jmp-l, jmp-xl, jmp-xxl, tiny"):
+        import_jmp(tmp_path / "x", tmp_path / "bundle", "jmp-m")
     with pytest.raises(UserError, match="x: cannot be opened"):
         import_jmp(tmp_path / "x", tmp_path / "bundle", "jmp-s")
 
