@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -299,7 +301,7 @@ def product(name: str, x: Tensor, w: Tensor, dy: Tensor, f: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("rows", [0, 1, 33])
+@pytest.mark.parametrize("rows", [0, 1, 33, 128, 300, 800, 2500])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["rows first", "columns first"])
 def test_products(name: str, rows: int, dtype: torch.dtype, layout: str) -> None:
@@ -312,3 +314,43 @@ def test_products(name: str, rows: int, dtype: torch.dtype, layout: str) -> None
     assert result.dtype == dtype
     assert_close(name, result, PRODUCTS[name](*(x.double() for x in operands)))
     assert all(torch.equal(x, y) for x, y in zip(operands, before, strict=True))
+
+
+@pytest.mark.parametrize("total", [1, 127, 128, 129, 255, 256, 800, 1000, 1024, 1025, 2047, 2048, 5000, 12345])
+def test_pieces(total: int) -> None:
+    found = products.pieces(total)
+    assert {size for _, size in found} <= {size for size in products.PIECES if size <= max(total, products.PIECES[-1])}
+    assert [row for start, size in found for row in range(start, start + size)][:total] == list(range(total))
+    assert sum(size for _, size in found) < max(total * 4 / 3, total + products.PIECES[-1])
+
+
+#: Resident memory (MB) that 150 new numbers of rows leave behind, after the first products.
+GROWTH = """
+import sys, torch
+from jmp_kernels import products
+
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+def step(rows):
+    x, w, dy = big[:rows], torch.ones(64, 64, dtype=dtype), big[:rows]
+    products.nt(x, w), products.nn(dy, w), products.tn(dy, x)
+
+torch.set_num_threads(1)
+dtype = getattr(torch, sys.argv[1])
+big = torch.ones(4096, 64, dtype=dtype)
+for rows in range(3000, 2000, -20):
+    step(rows)
+before = megabytes()
+for rows in range(2999, 2700, -2):
+    step(rows)
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not products.ONEDNN, reason="needs a PyTorch with oneDNN")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_new_numbers_of_rows_leave_no_code_behind(dtype: str) -> None:
+    run = subprocess.run([sys.executable, "-c", GROWTH, dtype], capture_output=True, text=True, check=True, timeout=120)
+    assert float(run.stdout) < 10
