@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: Rows of the pieces, largest first. Larger ones gain nothing; results of this size are copied while in the cache.
-PIECES = (2048, 1024, 512, 256, 128)
+#: Rows of the pieces, largest first. Larger ones gain nothing; among small ones the steps are small, to waste little.
+PIECES = (2048, 1024, 512, 448, 384, 320, 256, 192, 128, 64)
+
+#: With fewer rows than this the default product is no slower.
+FEW = 64
 
 
 def _has_onednn() -> bool:
@@ -29,7 +32,7 @@ def nt(x: Tensor, w: Tensor) -> Tensor:
     """x Wᵀ: [R, in] and [out, in] to [R, out]."""
     if not _in_pieces(x):
         return torch.mm(x, w.t())
-    return _rowwise(x, w, lambda piece, rows, out: out.copy_(piece))
+    return _rowwise(x, w, _keep)
 
 
 def nt_times(x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
@@ -50,54 +53,64 @@ def nn(dy: Tensor, w: Tensor) -> Tensor:
     """dY W: [R, out] and [out, in] to [R, in]."""
     if not _in_pieces(dy):
         return torch.mm(dy, w)
-    return _rowwise(dy, w.t(), lambda piece, rows, out: out.copy_(piece))
+    return _rowwise(dy, w.t(), _keep)
 
 
 def tn(dy: Tensor, x: Tensor) -> Tensor:
     """dYᵀ X: [R, out] and [R, in] to [out, in]."""
     if not _in_pieces(dy):
         return torch.mm(dy.t(), x)
-    total = torch.zeros(dy.shape[1], x.shape[1], dtype=torch.float32)
-    for start, size in pieces(dy.shape[0]):
-        total += _tn_piece(_rows(dy, start, size), _rows(x, start, size))
+    done = dy.shape[0] % PIECES[-1]
+    total = torch.mm(dy[:done].float().t(), x[:done].float())
+    for size in PIECES:
+        while size <= dy.shape[0] - done:
+            rows = slice(done, done + size)
+            total += _tn_piece(dy[rows], x[rows])
+            done += size
     return total.to(dy.dtype)
 
 
 def pieces(total: int) -> list[tuple[int, int]]:
     """Start and length of the pieces that cover `total` rows, in order.
 
-    Lengths are those in `PIECES` of at most `total` rows, or else the shortest. The last piece may end after the last row,
-    by a quarter of its length, or by anything if it has the shortest length.
+    All lengths are in `PIECES`. The last piece may end after the last row: by an eighth of its length or by 64 rows.
     """
-    sizes = [size for size in PIECES if size <= total] or [PIECES[-1]]
     found: list[tuple[int, int]] = []
     done = 0
     while done < total:
         rest = total - done
-        ample = [size for size in sizes if 3 * size <= 4 * rest <= 4 * size]
-        size = min(ample) if ample else next((size for size in sizes if size <= rest), sizes[-1])
+        ample = [size for size in PIECES if rest <= size <= rest + max(size // 8, PIECES[-1])]
+        size = min(ample) if ample else next(size for size in PIECES if size <= rest)
         found.append((done, size))
         done += size
     return found
 
 
 def _in_pieces(x: Tensor) -> bool:
-    fits = x.device.type == "cpu" and x.shape[0] >= PIECES[-1] and x.shape[1] > 0
+    fits = x.device.type == "cpu" and x.shape[0] >= FEW and x.shape[1] > 0
     return ONEDNN and fits and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def _rowwise(x: Tensor, w: Tensor, finish: Callable[[Tensor, slice, Tensor], Tensor]) -> Tensor:
-    """x Wᵀ piece by piece; `finish` writes a piece's product into its rows of the result."""
-    result = x.new_empty(x.shape[0], w.shape[0])
-    for start, size in pieces(x.shape[0]):
-        first = min(start, x.shape[0] - size)  # the last piece overlaps the one before: its rows come out alike
+    """x Wᵀ piece by piece; `finish` writes what becomes of a piece's product into its rows of the result."""
+    total, parts = x.shape[0], pieces(x.shape[0])
+    if len(parts) == 1:
+        product = _onednn(_rows(x, *parts[0]), w)[:total]
+        return finish(product, slice(None), product)
+    result = x.new_empty(total, w.shape[0])
+    for start, size in parts:
+        first = min(start, total - size)  # the last piece overlaps the one before
         rows = slice(first, first + size)
         finish(_onednn(x[rows], w), rows, result[rows])
     return result
 
 
+def _keep(piece: Tensor, rows: slice, out: Tensor) -> Tensor:
+    return out if out is piece else out.copy_(piece)
+
+
 def _rows(x: Tensor, start: int, size: int) -> Tensor:
-    """A piece for a sum over rows, to which rows of zeros beyond the last add nothing."""
+    """A piece, with rows of zeros in place of those beyond the last."""
     piece = x[start : start + size]
     return piece if piece.shape[0] == size else pad(piece, (0, 0, 0, size - piece.shape[0]))
 
