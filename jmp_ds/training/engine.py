@@ -363,8 +363,11 @@ class Engine:
         parameters = whole(self._masters, weights, self._shapes, self.processes)
         if not self.processes.first:
             return {}
-        others = {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
-        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in others.items()}
+        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in self.buffers().items()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What of the model's state is no parameter, by name: the tensors themselves, the same in all processes."""
+        return {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
 
     def spread_masters(self) -> None:
         """Bring the master weights, changed from outside, into everyone's model; collective."""
