@@ -250,9 +250,7 @@ class Engine:
         """Forward and backward over the window, ending with reduced gradients and unchanged weights."""
         if len(batches) != self.options.accumulation:
             raise ValueError(f"a window has {self.options.accumulation} micro-batches per process, got {len(batches)}")
-        # DeepSpeed averages over processes and over the window; the loss wanted is a quotient of sums over both.
-        scale = float(self.processes.world * self.options.accumulation)
-        factors = {group: scale / count if count else 0.0 for group, count in counts.items()}
+        factors = self.factors(counts)
         totals: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         self._engine.train()
@@ -262,13 +260,20 @@ class Engine:
             with self._running():
                 outputs = self._engine(batch)
                 sums = loss_sums(outputs, batch)
-                loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
-                self._engine.backward(infectious(loss))
+                loss = objective(outputs, sums, factors)
+                self._engine.backward(loss)
             losses.append(loss.detach())
-            for group, value in sums.items():
-                totals[group] = totals[group] + value.detach() if group in totals else value.detach()
+            add_sums(totals, sums)
         self._order.check()
         return totals, losses
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """What a micro-batch's sums of the loss are multiplied by, for labels per group over window and processes.
+
+        DeepSpeed averages over processes and over the window; the loss wanted is a quotient of sums over both.
+        """
+        scale = float(self.processes.world * self.options.accumulation)
+        return {group: scale / count if count else 0.0 for group, count in counts.items()}
 
     def _running(self) -> AbstractContextManager[None]:
         """Around every pass through the model."""
@@ -419,6 +424,20 @@ def _optimizer(
 def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Make the coming step leave weights and moments alone."""
     optimizer.zero_grad(set_to_none=True)
+
+
+def objective(outputs: Outputs, sums: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    """What is differentiated for a micro-batch or a part of one: its sums of the loss times `Engine.factors`.
+
+    It depends on every output, and its gradient is not a number where it is not finite itself.
+    """
+    return infectious(sum((factors[group] * value for group, value in sums.items()), start=touch(outputs)))
+
+
+def add_sums(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    """Add sums of the loss per group to those before, without their graph."""
+    for group, value in sums.items():
+        totals[group] = totals[group] + value.detach() if group in totals else value.detach()
 
 
 def touch(outputs: Outputs) -> Tensor:
