@@ -32,7 +32,7 @@ from jmp_ds.training.optimizer import (
 )
 from jmp_ds.training.order import OrderGuard
 from jmp_ds.training.place import Place, recognise
-from jmp_ds.training.processes import Processes
+from jmp_ds.training.processes import Processes, kind_of_device
 from jmp_ds.training.sharing import refuse_shared_gpus, this_tenant
 from jmp_ds.training.sharing import threads as share_of_threads
 from jmp_ds.training.units import no_unit_left_open, only_units_have_hooks, register_units
@@ -57,7 +57,7 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     """
     place = recognise(os.environ)
     os.environ.update(place.variables())
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = kind_of_device(device)
     if kind == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed on import; otherwise it warns that it found no GPU
     deepspeed = _deepspeed()
@@ -105,13 +105,13 @@ def stop_processes() -> None:
 
 def _deepspeed() -> Any:
     """The package, quiet."""
+    # Renamed collectives that DeepSpeed still calls by their old names: nothing that the user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
         import deepspeed
     except ImportError as error:
         raise UserError(f"training needs deepspeed ({error}); install it with: pip install 'jmp-ds[train]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Renamed collectives that DeepSpeed still calls by their old names: nothing that the user could do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed
 
 
