@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import set_scales
 
 import jmp_ds.bundle as bundles
 from jmp_ds.bundle import Bundle, load_bundle, provenance, save_bundle
@@ -224,8 +225,7 @@ def test_unfitted_scale_factors_name_the_command(tmp_path: Path) -> None:
 def test_published_settings_survive_too(tmp_path: Path) -> None:
     task = Task(name="s", graph=published(8.0), energy=EnergyTarget())
     model = MultiTaskModel(preset("tiny"), (task,))
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(model)
     save_bundle(Bundle.of(model, {}), tmp_path / "s")
     read = load_bundle(tmp_path / "s")
     assert read.tasks == (task,)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from ase import Atoms
 from ase.io import write
+from small_models import set_scales
 from small_stores import write_finetune, write_pretrain
 from typer.testing import CliRunner, Result
 
@@ -25,7 +26,6 @@ from jmp_ds.cli.train_verbs import divide
 from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
@@ -50,8 +50,7 @@ def tiny_bundle(path: Path, *, fitted: bool = True) -> Path:
         forces=ForcesTarget(),
     )
     model = MultiTaskModel(preset("tiny"), [task])
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0 if fitted else 0.0)
+    set_scales(model, 1.0 if fitted else 0.0)
     save_bundle(Bundle.of(model, {"weights": "random"}), path)
     return path
 
@@ -143,6 +142,8 @@ MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("no bundle", "finetune", "from=nowhere", "nowhere: no such bundle"),
     ("unfitted bundle", "finetune", _unfitted, "scale factors that are not fitted"),
     ("network told twice", "finetune", "model={preset: jmp-s}", "the bundle decides the network"),
+    ("references of nothing", "pretrain", "tasks.molecules.references=keep", "nothing to keep: no head comes from a"),
+    ("references of new heads", "finetune", "tasks.target.references=keep", "tasks.target.references: nothing to keep"),
     ("heads of nothing", "finetune", "from={scratch: true, heads: keep}", "`heads: keep` needs a bundle"),
     ("plateau in steps", "finetune", "train={steps: 5, schedule: {kind: warmup_cosine_plateau}}", "counts in epochs"),
 ]  # fmt: skip

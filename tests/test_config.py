@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmp_ds.config import FinetuneConfig, PretrainConfig, load_finetune, load_pretrain
@@ -216,6 +216,7 @@ VALUES = st.recursive(
 MAPPINGS = st.dictionaries(st.sampled_from(["a", "b", "epochs", "steps"]), VALUES, max_size=4)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # however busy the machine is
 @given(lower=MAPPINGS, upper=MAPPINGS)
 def test_merging_keeps_what_the_upper_says(lower: dict[str, object], upper: dict[str, object]) -> None:
     """What the upper layer sets is in the result, whatever lies below; the lower layer stays as it was."""

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from jmp_ds.cli.app import app
 from jmp_ds.cli.checkup import leftovers, limits, machine, software
+from jmp_ds.cli.checkup.programs import told_by
 
 
 def make_process(folder: Path, *, cwd: Path = Path("/"), command: str = "python", maps: str = "") -> None:
@@ -99,6 +100,8 @@ def test_shared_memory_without_a_living_owner(tmp_path: Path) -> None:
         (shared / name).write_bytes(b"0" * 1024)
     make_process(processes / "21", maps=f"7f00-7f01 rw-s 00000000 00:19 5   {shared}/nccl-mapped\n")
     (processes / "21" / "fd" / "3").symlink_to(shared / "psm_open")
+    for number in ("0", "4"):  # no links, as if closed between listing and reading
+        (processes / "21" / "fd" / number).touch()
     finding = list(leftovers.shared_memory(shared, processes))[-1]
     assert finding.level == "problem"
     assert "3 files" in finding.value
@@ -146,6 +149,15 @@ def test_adapters_and_interfaces(tmp_path: Path) -> None:
     assert found["eth0"].value == "up, 25 Gbit/s"
     assert found["veth"].value == "up"
     assert not {"lo", "eth1", "InfiniBand"} & set(found)
+
+
+def test_a_program_that_does_not_answer_is_no_failure(tmp_path: Path) -> None:
+    program = tmp_path / "mpirun"
+    program.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.6'\nexec sleep ${2:-0}\n")
+    program.chmod(0o755)
+    assert told_by([str(program), "--version"]) == "mpirun (Open MPI) 4.1.6\n"
+    assert told_by([str(program), "--version", "60"], seconds=0.5) is None
+    assert told_by([str(tmp_path / "absent")]) is None
 
 
 def test_the_launch_environment_is_told() -> None:

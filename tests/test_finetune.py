@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import set_scales
 from small_stores import write_finetune, write_store
 
 from jmp_ds.bundle import Bundle, load_bundle, save_bundle
@@ -20,7 +21,6 @@ from jmp_ds.finetune import run_finetune
 from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings, published
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, ScalarTarget, Task
 from jmp_ds.training.outcome import Outcome
@@ -32,8 +32,7 @@ def bundle_of(*tasks: Task, seed: int = 0) -> Bundle:
     """A bundle with random weights and scale factors of 1.5."""
     torch.manual_seed(seed)
     model = MultiTaskModel(preset("tiny"), tasks)
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.5)
+    set_scales(model, 1.5)
     return Bundle.of(model, {})
 
 

@@ -55,6 +55,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert (run / name).exists(), name
     for name in ("report.md", "loss.png", "parity_val.png", "metrics.json"):
         assert (run / "report" / name).stat().st_size > 0, name
+    assert "![parity on val](parity_val.png)" in (run / "report" / "report.md").read_text()
     metrics = json.loads((run / "report" / "metrics.json").read_text())["metrics"]["val"]
     assert set(metrics) >= {"molecules/energy_mae", "crystals/forces_mae"}
     assert [row["step"] for row in read_metrics(run) if row["kind"] == "validate"]

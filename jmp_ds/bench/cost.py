@@ -18,12 +18,11 @@ from jmp_ds.bench.timing import Stopwatch
 from jmp_ds.data.costs import COUNTS, CostModel
 from jmp_ds.errors import UserError
 from jmp_ds.heap import keep_freed_memory
+from jmp_ds.planning.fitting import Floats, fit_seconds
 from jmp_ds.tasks.specs import ForceKind
 
-Floats = NDArray[np.float64]
 #: Fewest batches that a fit is made of; one in so many is kept out of the fit, to be predicted.
 FEWEST, KEPT_OUT = 12, 4
-_SWEEPS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,25 +150,8 @@ def _some(drawn_from: Population, rng: np.random.Generator, edges: float) -> NDA
 
 
 def _solve(counts: Floats, seconds: Floats) -> Floats:
-    """Coefficients [8], the last one of a batch: min Σ (prediction/seconds - 1)² over coefficients ≥ 0.
-
-    By coordinate descent on scaled columns, which converges for such a small convex problem.
-    """
-    rows = np.column_stack([counts, np.ones(len(seconds))]) / seconds[:, None]
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0.0] = 1.0
-    rows = rows / scale
-    gram, aim = rows.T @ rows, rows.sum(axis=0)
-    x = np.zeros(rows.shape[1])
-    for _ in range(_SWEEPS):
-        before = x.copy()
-        for k in range(len(x)):
-            if gram[k, k] > 0.0:
-                x[k] = max(0.0, x[k] + (aim[k] - gram[k] @ x) / gram[k, k])
-        if np.abs(x - before).max() <= 1e-12 * max(1.0, np.abs(x).max()):
-            break
-    solution: Floats = x / scale
-    return solution
+    """Coefficients [8], the last one of a batch."""
+    return fit_seconds(np.column_stack([counts, np.ones(len(seconds))]), seconds)
 
 
 def _predict(coefficients: Floats, counts: Floats) -> Floats:

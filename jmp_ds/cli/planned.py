@@ -173,6 +173,11 @@ def _values(
     """Everything as plain values."""
     request = ground.request
     asked = (request.structures, request.epochs, request.mean_edges)
+
+    def taken(c: Choice) -> dict[str, Any]:
+        best = None if c.best is None else as_json(c.best, *asked)
+        return {"best": best, "ds_config": c.config, "advice": c.advice}
+
     return {
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items()}
         | {"measured": [str(path) for path in request.measured]},
@@ -181,17 +186,8 @@ def _values(
         "parameters": ground.setting.parameters,
         "counts": asdict(ground.setting.batch.counts),
         "settings": [as_json(p, *asked) for p in found],
-        "best": None if choice.best is None else as_json(choice.best, *asked),
-        "ds_config": choice.config,
-        "advice": choice.advice,
-        "devices": {
-            str(world): {
-                "best": None if c.best is None else as_json(c.best, *asked),
-                "ds_config": c.config,
-                "advice": c.advice,
-            }
-            for world, c in sweep.items()
-        },
+        **taken(choice),
+        "devices": {str(world): taken(c) for world, c in sweep.items()},
         "largest": {words: asdict(x) for words, x in largest},
     }
 
@@ -205,7 +201,7 @@ def _draw(ground: Ground, path: Path) -> None:
                 name = f"stage {p.setting.stage}{', recompute' if p.setting.recompute else ''}"
                 by_setting.setdefault(name, []).append(p)
     panels = {
-        f"peak per device (GiB); {ground.device.memory * 0.9 / GIB:.0f} usable": lambda p: p.memory.total / GIB,
+        f"peak per device (GiB); {ground.device.usable / GIB:.0f} usable": lambda p: p.memory.total / GIB,
         "optimiser step (s)": lambda p: p.time.total,
         "structures per second": lambda p: p.structures_per_s,
     }

@@ -28,6 +28,7 @@ from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
 from jmp_ds.training.ds_config import DeepSpeedConfig, check_device, load_ds_config
+from jmp_ds.training.processes import kind_of_device
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def check_pretrain(resolved: Resolved[PretrainConfig]) -> Checked:
     backbone = _backbone(resolved, model)
     rules = GraphSettings(**model.graph.model_dump())
     tasks = _tasks(resolved, dict.fromkeys(resolved.config.tasks, rules), head_bias=True)
+    _check_references(resolved, donors=False)
     stores, deepspeed = _stores(resolved), _deepspeed(resolved)
     return Checked(backbone, tasks, stores, deepspeed, kernels=model.kernels, recompute=model.recompute)
 
@@ -87,7 +89,9 @@ def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
         backbone = _backbone(resolved, model)
     graphs = {name: _inherited(resolved, name, bundle) for name in config.tasks}
     tasks = _tasks(resolved, graphs, head_bias=False)
-    if bundle is not None and config.source.heads != "new":
+    donors = bundle is not None and config.source.heads != "new"
+    _check_references(resolved, donors=donors)
+    if bundle is not None and donors:
         tasks = tuple(_with_donor(task, head_donor(resolved, task.name, bundle)) for task in tasks)
     _check_layerwise(resolved, backbone)
     stores, deepspeed = _stores(resolved), _deepspeed(resolved)
@@ -129,11 +133,8 @@ def _check_kernels(resolved: Resolved[TrainingConfig], model: ModelConfig) -> No
     """A backend that is asked for by name must be able to run where the run will."""
     if model.kernels == "auto":
         return
-    device = resolved.config.run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        backend(model.kernels, device)
+        backend(model.kernels, kind_of_device(resolved.config.run.device))
     except UserError as error:
         raise resolved.complaint("model.kernels", str(error).removeprefix("kernels: ")) from None
 
@@ -142,6 +143,15 @@ def _check_metric(resolved: Resolved[TrainingConfig], metric: str) -> None:
     known = [f"{name}/{label}" for name, task in resolved.config.tasks.items() for label in labels_of(task)]
     if metric not in known:
         raise resolved.complaint("validate.metric", f"no metric {metric!r}; {nearest(metric, known)}")
+
+
+def _check_references(resolved: Resolved[TrainingConfig], *, donors: bool) -> None:
+    """References can only be kept where heads are taken over, together with which they were learned."""
+    for name, task in resolved.config.tasks.items():
+        if task.references == "keep" and not donors:
+            raise resolved.complaint(
+                f"tasks.{name}.references", "nothing to keep: no head comes from a bundle; use `fit` or `none`"
+            )
 
 
 def labels_of(task: TaskConfig) -> list[str]:
@@ -170,7 +180,7 @@ def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> Backbon
 def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, model: ModelConfig) -> BackboneConfig:
     """The force branch where a task has direct forces; recomputation where it is asked for."""
     tasks = resolved.config.tasks.values()
-    direct = any(t.forces is not None and t.forces.kind == "direct" for t in tasks)
+    direct = any(task.force_kind == "direct" for task in tasks)
     return replace(
         base, direct_forces=direct, recompute=base.recompute if model.recompute == "auto" else model.recompute == "on"
     )
@@ -210,7 +220,7 @@ def head_donor(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle) ->
 
 
 def _heads_of(config: TaskConfig) -> Iterable[str]:
-    gradient = config.forces is not None and config.forces.kind == "gradient"
+    gradient = config.force_kind == "gradient"
     heads = {label for label in labels_of(config) if not (gradient and label == "forces")}
     return heads | {"energy"} if gradient else heads
 
@@ -245,7 +255,7 @@ def _graph(resolved: Resolved[TrainingConfig], name: str, base: GraphSettings) -
 def _task(name: str, config: TaskConfig, graph: GraphSettings, head_bias: bool) -> Task:
     """Targets of one task; forces that are gradients bring an energy head, trained or not."""
     energy = config.energy
-    if energy is None and config.forces is not None and config.forces.kind == "gradient":
+    if energy is None and config.force_kind == "gradient":
         energy = EnergyConfig(weight=0.0)
     bias = head_bias if energy is None or energy.bias is None else energy.bias
     return Task(
@@ -303,11 +313,10 @@ def _check_layerwise(resolved: Resolved[FinetuneConfig], backbone: BackboneConfi
 
 def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:
     """The DeepSpeed file, which refuses gradient forces at ZeRO-3 among others."""
-    gradient = any(t.forces is not None and t.forces.kind == "gradient" for t in resolved.config.tasks.values())
+    gradient = any(task.force_kind == "gradient" for task in resolved.config.tasks.values())
     try:
         config = load_ds_config(resolved.config.engine.deepspeed, gradient_forces=gradient)
-        device = resolved.config.run.device
-        check_device(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        check_device(config, kind_of_device(resolved.config.run.device))
     except UserError as error:
         raise resolved.complaint("engine.deepspeed", str(error).removeprefix("engine.deepspeed: ")) from None
     if resolved.config.train.on_out_of_memory == "split" and (config.stage == 3 or config.narrow == "fp16"):

@@ -14,7 +14,7 @@ from jmp_ds.config.yaml_files import KeyPath
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` or the list of names, to end a message about an unknown one."""
+    """`did you mean 'x'?` or the list of names, to end a message about an unknown one."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

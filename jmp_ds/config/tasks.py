@@ -129,7 +129,8 @@ class TaskConfig(Section):
     references: Literal["auto", "fit", "keep", "none"] = Field(
         default="auto",
         description="element references of the energy: `fit` by least squares (from a bundle: the smallest change from "
-        "its references), `keep` those of the bundle, `none`; `auto` is `fit` where there is an energy",
+        "its references), `keep` those of the bundle whose heads are taken over, `none`; `auto` is `fit` where there is "
+        "an energy",
     )
     normalize: bool = Field(
         default=True, description="train on (value - references - mean) / std; statistics of the training split"
@@ -149,6 +150,11 @@ class TaskConfig(Section):
         if not any(weights):
             raise ValueError("every weight is 0: nothing would be trained")
         return self
+
+    @property
+    def force_kind(self) -> Literal["direct", "gradient"] | None:
+        """Where forces come from; None: none are learned."""
+        return None if self.forces is None else self.forces.kind
 
     @property
     def all_scalars(self) -> tuple[ScalarConfig, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.processes import Processes
 
-#: Batches that scale factors are fitted on (specification section 6).
-FIT_BATCHES = 16
+#: Batches that scale factors are fitted on (specification section 6), and the fewest edges of one.
+FIT_BATCHES, FIT_EDGES = 16, 500
 
 
 def sources_of(
@@ -132,16 +132,17 @@ def eval_loader(
 def fit_loader(
     config: TrainingConfig, tasks: Sequence[Task], sources: Sequence[Source], graphs: BuiltOn = "host"
 ) -> TrainLoader:
-    """Batches for `fit_scales`: all tasks mixed, a quarter of a training batch each, as one process draws them."""
-    edges = max(500, (config.sampling.batch.edges or 0) // 4)
-    seed, temperature = config.run.seed, config.sampling.temperature
+    """Batches for `fit_scales`: all tasks mixed, as one process draws them.
+
+    A quarter of a training batch's edges each; the fewest where that is less, or where batches are cut by structures.
+    """
     return TrainLoader(
         sources,
         graphs_of(tasks),
-        EdgeBudget(edges),
-        seed=seed,
+        EdgeBudget(max(FIT_EDGES, (config.sampling.batch.edges or 0) // 4)),
+        seed=config.run.seed,
         epochs=1,
-        temperature=temperature,
+        temperature=config.sampling.temperature,
         loading=Loading(graphs=graphs),
     )
 
@@ -170,15 +171,7 @@ def fit_scales(
     batches = [step.batches[0].to(device) for step in islice(loader, num_batches)]
     model.to(device).eval()
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task("fitting scale factors", total=len(missing))
-        show = lambda name, value: bar.advance(task)  # noqa: E731
-        return fit_scale_factors(model, _runner(model, batches), len(batches), show, keep=known)
-
-
-def _runner(model: MultiTaskModel, batches: Sequence[object]) -> Callable[[int], None]:
-    """Evaluates the model on batch k."""
-
-    def run(k: int) -> None:
-        model(batches[k])
-
-    return run
+        shown = bar.add_task("fitting scale factors", total=len(missing))
+        return fit_scale_factors(
+            model, lambda k: model(batches[k]), len(batches), lambda name, value: bar.advance(shown), keep=known
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +19,6 @@ def started(config: RunConfig) -> Iterator[Processes]:
     A process that was not launched stays in its group of one afterwards: DeepSpeed remembers groups for as long as the
     process lives, so a second run in it could not use another.
     """
-    # Names that torch has replaced and DeepSpeed still uses: nothing that the user could do about.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     processes = start_processes(config.device, config.threads)
     if processes.first and processes.place.launched:
         place = f"{processes.world} processes on {processes.machines} machines, started by {processes.place.launcher}"

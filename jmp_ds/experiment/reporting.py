@@ -69,7 +69,7 @@ def _write(
     header = ("mean absolute error", "unit", *found)
     numbers = {split: e.metrics for split, e in found.items()}
     write_json(folder / "metrics.json", {"model": kind, "outcome": vars(outcome), "metrics": numbers}, finite=False)
-    shown = "last" if "test" not in found else "test"
+    shown = "test" if "test" in found else "val"
     text = [
         f"# {run_dir.name}",
         f"Training ended at step {outcome.step} after {outcome.consumed} structures: {outcome.reason}.",
@@ -91,16 +91,13 @@ def _counts(material: Material) -> list[str]:
 
 
 def run_curves(lines: list[dict[str, Any]], label: str = "") -> dict[str, list[Curve]]:
-    """Panels from metrics.jsonl: training loss and primary validation metric over epochs.
-
-    Validation lines carry no epoch; it follows from the last training line, as steps are nearly equal.
-    """
+    """Panels from metrics.jsonl: training loss and primary validation metric over epochs."""
     train = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
     val = [line for line in lines if line["kind"] == "validate" and line.get("primary") is not None]
     panels = {"training loss": [Curve(label, [t["epoch"] for t in train], [t["loss"] for t in train])]}
-    if val and train:
-        x = [line["step"] * train[-1]["epoch"] / train[-1]["step"] for line in val]
-        panels["validation (in units of the labels' scale)"] = [Curve(label, x, [line["primary"] for line in val])]
+    if val:
+        points = [v["epoch"] for v in val], [v["primary"] for v in val]
+        panels["validation (in units of the labels' scale)"] = [Curve(label, *points)]
     return panels
 
 

@@ -15,7 +15,7 @@ from jmp_ds.bundle import Bundle, provenance, save_bundle
 from jmp_ds.config.checks import Checked
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
-from jmp_ds.config.sections import ScheduleConfig
+from jmp_ds.config.sections import EarlyStoppingConfig, ScheduleConfig
 from jmp_ds.data.sources import Source
 from jmp_ds.errors import UserError
 from jmp_ds.experiment.loaders import (
@@ -37,7 +37,7 @@ from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.engine import Engine, EngineOptions
 from jmp_ds.training.loop import Loop
-from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, parameter_groups
+from jmp_ds.training.optimizer import LayerwiseRates, OptimizerOptions, ParameterGroup, parameter_groups
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes, age_of_process
 from jmp_ds.training.run import LoopOptions, Validation
@@ -136,41 +136,56 @@ def train(
         rates: learning-rate factors by depth.
         origin: more about where the weights come from, for the bundles' provenance.
     """
-    config = resolved.config
-    options = config.train
+    config, options = resolved.config, resolved.config.train
     groups = parameter_groups(model.named_parameters(), rates)
-    adam = options.optimizer
-    betas = (adam.betas[0], adam.betas[1])
-    engine = Engine(
-        model,
-        groups,
-        OptimizerOptions(lr=adam.lr, betas=betas, eps=adam.eps, weight_decay=adam.weight_decay),
-        EngineOptions(
-            ds_config=checked.deepspeed,
-            accumulation=config.sampling.accumulation,
-            clip_norm=options.clip_norm,
-            clip_value=options.clip_value,
-        ),
-        processes,
-    )
+    engine = _engine(config, checked, model, groups, processes)
     epochs = options.epochs or _ENDLESS
     first_loader = train_loader(config, material.tasks, material.train, processes, epochs)
-    stopping = options.early_stopping
     loop = Loop(
         engine,
-        Schedule(_schedule(options.schedule, options.epochs), adam.lr, [g.multiplier for g in groups]),
+        Schedule(_schedule(options.schedule), options.optimizer.lr, [g.multiplier for g in groups]),
         lambda state: train_loader(config, material.tasks, material.train, processes, epochs, state),
         lambda outputs, batch: loss_sums(outputs, batch, material.tasks),
         lambda batch: count_labels(batch, material.tasks),
         _loop_options(config, first_loader.epoch_length),
         validation=_validation(resolved, material, processes),
-        early_stopping=EarlyStopping(EarlyStoppingOptions(patience=stopping.patience, min_lr=stopping.min_lr))
-        if stopping is not None
-        else None,
+        early_stopping=_early_stopping(options.early_stopping),
         export=_exporter(Path(config.run.dir), model, material, origin or {}),
         describe=size_in_words,
     )
     return loop.run()
+
+
+def _engine(
+    config: TrainingConfig,
+    checked: Checked,
+    model: MultiTaskModel,
+    groups: Sequence[ParameterGroup],
+    processes: Processes,
+) -> Engine:
+    """The model on all processes with its optimizer, as configured."""
+    adam = config.train.optimizer
+    return Engine(
+        model,
+        groups,
+        OptimizerOptions(
+            lr=adam.lr, betas=(adam.betas[0], adam.betas[1]), eps=adam.eps, weight_decay=adam.weight_decay
+        ),
+        EngineOptions(
+            ds_config=checked.deepspeed,
+            accumulation=config.sampling.accumulation,
+            clip_norm=config.train.clip_norm,
+            clip_value=config.train.clip_value,
+        ),
+        processes,
+    )
+
+
+def _early_stopping(config: EarlyStoppingConfig | None) -> EarlyStopping | None:
+    """None: the run goes to its end."""
+    if config is None:
+        return None
+    return EarlyStopping(EarlyStoppingOptions(patience=config.patience, min_lr=config.min_lr))
 
 
 def size_in_words(batch: Structures) -> str:
@@ -206,7 +221,7 @@ def _loop_options(config: TrainingConfig, epoch: int) -> LoopOptions:
     )
 
 
-def _schedule(config: ScheduleConfig, epochs: int | None) -> ScheduleOptions:
+def _schedule(config: ScheduleConfig) -> ScheduleOptions:
     """Positions are fractions of the run, or epochs for the schedule with plateau control."""
     if config.kind != "warmup_cosine_plateau":
         return ScheduleOptions(

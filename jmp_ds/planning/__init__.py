@@ -6,7 +6,7 @@ states.py        parameters, gradients and optimiser per process, by ZeRO stage 
 devices.py       GPUs and links from data sheets (devices.json), with their sources
 measured.py      a device as `jmp-ds bench step` found it
 collectives.py   bytes sent per step and ZeRO stage, and the time they take
-duration.py      time of an optimiser step
+duration.py      time of an optimiser step;  fitting.py: constants of a linear model of time from measurements
 batches.py       counts of named batches, of an edge budget, of a store
 plan.py          all of it together for one setting;  choice.py: which setting;  largest.py: the largest structure
 tables.py        a plan as tables for people

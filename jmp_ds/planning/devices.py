@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from jmp_ds.errors import UserError
+from jmp_ds.planning.memory import USABLE
 
 GIB = 2**30
 
@@ -44,6 +45,11 @@ class Device:
     measured: bool = False
     link: str = "nvlink4"
     source: str = ""
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a plan may use."""
+        return int(USABLE * self.memory)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from jmp_ds.models.counts import BatchCounts
 from jmp_ds.planning.batches import BatchPlan, per_atom
 from jmp_ds.planning.devices import Device
-from jmp_ds.planning.memory import USABLE
 from jmp_ds.planning.plan import Setting, process_memory
 
 #: Atoms for which the need per atom is taken; it is proportional to atoms.
@@ -44,7 +43,7 @@ def largest_structure(setting: Setting, device: Device, like: str = "slab225x4")
     memory = process_memory(setting, setting.parameters)
     copies = 0 if setting.recompute else memory.activations - _activations_alone(setting)
     each = (memory.activations - copies + memory.workspace) / _MANY
-    fixed, limit = memory.states.in_backward + copies, int(USABLE * device.memory)
+    fixed, limit = memory.states.in_backward + copies, device.usable
     fits = memory.states.in_step <= limit
     atoms = max(int((limit - fixed) / each), 0) if fits else 0
     return Largest(atoms, int(atoms * ratios["main"]), each, max(fixed, memory.states.in_step))

@@ -6,12 +6,10 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jmp_ds.errors import UserError
 from jmp_ds.models.config import BackboneConfig
@@ -20,6 +18,7 @@ from jmp_ds.models.presets import PRESETS
 from jmp_ds.planning.batches import head_rows
 from jmp_ds.planning.devices import Device
 from jmp_ds.planning.duration import OPTIMISER_TRAFFIC, Work, work_of
+from jmp_ds.planning.fitting import fit_seconds
 from jmp_ds.planning.states import PRECISIONS, PrecisionName
 
 
@@ -121,7 +120,9 @@ def fitted_device(steps: Sequence[MeasuredStep], precision: PrecisionName, memor
     works = [step.work for step in ours]
     columns = np.array([[w.flops, w.kept, w.operations] for w in works], dtype=np.float64)
     seconds = np.array([step.network for step in ours])
-    per_flop, per_byte, per_operation = fit(columns, seconds) if len(ours) > 2 else fit(columns[:, :1], seconds)
+    if len(ours) < 3:
+        columns[:, 1:] = 0.0
+    per_flop, per_byte, per_operation = fit_seconds(columns, seconds).tolist()
     largest = max(step.parameters for step in ours)
     rates = [OPTIMISER_TRAFFIC * s.parameters / s.optimiser for s in ours if s.parameters == largest]
     bandwidth = statistics.median(rates)
@@ -138,18 +139,3 @@ def fitted_device(steps: Sequence[MeasuredStep], precision: PrecisionName, memor
         measured=True,
         source=f"fitted to {len(ours)} files of jmp-ds bench step",
     )
-
-
-def fit(columns: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Coefficients, none negative, of up to three columns that give the seconds with the least squared relative error."""
-    scaled = columns / seconds[:, None]
-    best, found = np.inf, np.zeros(3)
-    for size in range(1, columns.shape[1] + 1):
-        for chosen in combinations(range(columns.shape[1]), size):
-            picked = scaled[:, chosen]
-            values = np.linalg.lstsq(picked, np.ones(len(seconds)), rcond=None)[0]
-            error = float(((picked @ values - 1) ** 2).sum())
-            if (values >= 0).all() and error < best * (1 - 1e-9):
-                best, found = error, np.zeros(3)
-                found[list(chosen)] = values
-    return float(found[0]), float(found[1]), float(found[2])

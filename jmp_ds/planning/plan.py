@@ -9,8 +9,8 @@ from jmp_ds.models.counts import Forces
 from jmp_ds.planning.batches import BatchPlan, head_rows
 from jmp_ds.planning.devices import Cluster, Device
 from jmp_ds.planning.duration import StepTime, step_time
-from jmp_ds.planning.memory import USABLE, kept_bytes, parameter_count, working_bytes
-from jmp_ds.planning.states import PRECISIONS, ModelStates, PrecisionName, Stage, model_states
+from jmp_ds.planning.memory import kept_bytes, parameter_count, working_bytes
+from jmp_ds.planning.states import PRECISIONS, ModelStates, PrecisionName, Stage, model_states, why_refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,7 @@ class Prediction:
     @property
     def refused(self) -> str:
         """Why the engine would refuse this setting, or nothing."""
-        if self.setting.stage == 3 and self.setting.forces == "gradient":
-            return (
-                "ZeRO stage 3 cannot train gradient forces: parameters are gone when the second derivative needs them"
-            )
-        return ""
+        return why_refused(self.setting.stage, gradient_forces=self.setting.forces == "gradient")
 
     @property
     def structures_per_s(self) -> float:
@@ -137,7 +133,7 @@ def predict(setting: Setting, device: Device, cluster: Cluster) -> Prediction:
         parameters=parameters, precision=setting.precision, stage=setting.stage, world=setting.world,
         accumulation=setting.accumulation,
     )  # fmt: skip
-    return Prediction(setting, memory, time, int(USABLE * device.memory))
+    return Prediction(setting, memory, time, device.usable)
 
 
 def process_memory(setting: Setting, parameters: int) -> ProcessMemory:

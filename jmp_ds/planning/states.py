@@ -89,6 +89,21 @@ class ModelStates:
         return self.resident + self.stepping
 
 
+def why_refused(stage: int, *, gradient_forces: bool) -> str:
+    """Why the engine cannot train at a stage of ZeRO, or nothing.
+
+    Args:
+        stage: of ZeRO.
+        gradient_forces: whether forces are derivatives of the energy.
+    """
+    if stage == 3 and gradient_forces:
+        return (
+            "ZeRO stage 3 cannot train forces that are gradients of the energy "
+            "(parameters are gone when the second derivative needs them)"
+        )
+    return ""
+
+
 def model_states(parameters: int, stage: Stage, world: int, precision: PrecisionName) -> ModelStates:
     """States of one process.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from jmp_ds.errors import UserError
+from jmp_ds.planning.states import STAGES, why_refused
 
 #: Files that come with the project, by name.
 SHIPPED = Path(str(resources.files("jmp_ds.ds_configs")))
@@ -216,13 +217,11 @@ def _check(values: Mapping[str, Any], schema: Mapping[str, Any], source: str, pr
 
 def _check_combinations(config: DeepSpeedConfig, gradient_forces: bool) -> None:
     """Refuse what cannot work, with the reason."""
-    if config.stage not in (0, 1, 2, 3):
+    if config.stage not in STAGES:
         raise UserError(f"{config.source}: zero_optimization.stage must be 0, 1, 2 or 3, got {config.stage}")
-    if config.stage == 3 and gradient_forces:
-        raise UserError(
-            f"{config.source}: ZeRO stage 3 cannot train forces that are gradients of the energy "
-            "(parameters are gone when the second derivative needs them); use stage 1 or 2"
-        )
+    refusal = why_refused(config.stage, gradient_forces=gradient_forces)
+    if refusal:
+        raise UserError(f"{config.source}: {refusal}; use stage 1 or 2")
     _check_precision(config)
     _check_offload(config)
 

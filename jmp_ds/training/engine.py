@@ -32,7 +32,7 @@ from jmp_ds.training.optimizer import (
 )
 from jmp_ds.training.order import OrderGuard
 from jmp_ds.training.place import Place, recognise
-from jmp_ds.training.processes import Processes
+from jmp_ds.training.processes import Processes, kind_of_device
 from jmp_ds.training.sharing import refuse_shared_gpus, this_tenant
 from jmp_ds.training.sharing import threads as share_of_threads
 from jmp_ds.training.units import no_unit_left_open, only_units_have_hooks, register_units
@@ -57,7 +57,7 @@ def start_processes(device: str = "auto", threads: int = 0) -> Processes:
     """
     place = recognise(os.environ)
     os.environ.update(place.variables())
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = kind_of_device(device)
     if kind == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed on import; otherwise it warns that it found no GPU
     deepspeed = _deepspeed()
@@ -105,13 +105,13 @@ def stop_processes() -> None:
 
 def _deepspeed() -> Any:
     """The package, quiet."""
+    # Renamed collectives that DeepSpeed still calls by their old names: nothing that the user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
         import deepspeed
     except ImportError as error:
         raise UserError(f"training needs deepspeed ({error}); install it with: pip install 'jmp-ds[train]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Renamed collectives that DeepSpeed still calls by their old names: nothing that the user could do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed
 
 
@@ -250,9 +250,7 @@ class Engine:
         """Forward and backward over the window, ending with reduced gradients and unchanged weights."""
         if len(batches) != self.options.accumulation:
             raise ValueError(f"a window has {self.options.accumulation} micro-batches per process, got {len(batches)}")
-        # DeepSpeed averages over processes and over the window; the loss wanted is a quotient of sums over both.
-        scale = float(self.processes.world * self.options.accumulation)
-        factors = {group: scale / count if count else 0.0 for group, count in counts.items()}
+        factors = self.factors(counts)
         totals: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         self._engine.train()
@@ -262,13 +260,20 @@ class Engine:
             with self._running():
                 outputs = self._engine(batch)
                 sums = loss_sums(outputs, batch)
-                loss = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
-                self._engine.backward(infectious(loss))
+                loss = objective(outputs, sums, factors)
+                self._engine.backward(loss)
             losses.append(loss.detach())
-            for group, value in sums.items():
-                totals[group] = totals[group] + value.detach() if group in totals else value.detach()
+            add_sums(totals, sums)
         self._order.check()
         return totals, losses
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """What a micro-batch's sums of the loss are multiplied by, for labels per group over window and processes.
+
+        DeepSpeed averages over processes and over the window; the loss wanted is a quotient of sums over both.
+        """
+        scale = float(self.processes.world * self.options.accumulation)
+        return {group: scale / count if count else 0.0 for group, count in counts.items()}
 
     def _running(self) -> AbstractContextManager[None]:
         """Around every pass through the model."""
@@ -363,8 +368,11 @@ class Engine:
         parameters = whole(self._masters, weights, self._shapes, self.processes)
         if not self.processes.first:
             return {}
-        others = {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
-        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in others.items()}
+        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in self.buffers().items()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What of the model's state is no parameter, by name: the tensors themselves, the same in all processes."""
+        return {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
 
     def spread_masters(self) -> None:
         """Bring the master weights, changed from outside, into everyone's model; collective."""
@@ -416,6 +424,20 @@ def _optimizer(
 def _drop_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Make the coming step leave weights and moments alone."""
     optimizer.zero_grad(set_to_none=True)
+
+
+def objective(outputs: Outputs, sums: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    """What is differentiated for a micro-batch or a part of one: its sums of the loss times `Engine.factors`.
+
+    It depends on every output, and its gradient is not a number where it is not finite itself.
+    """
+    return infectious(sum((factors[group] * value for group, value in sums.items()), start=touch(outputs)))
+
+
+def add_sums(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    """Add sums of the loss per group to those before, without their graph."""
+    for group, value in sums.items():
+        totals[group] = totals[group] + value.detach() if group in totals else value.detach()
 
 
 def touch(outputs: Outputs) -> Tensor:

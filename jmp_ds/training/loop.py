@@ -19,7 +19,7 @@ from torch import Tensor
 from jmp_ds.errors import UserError
 from jmp_ds.training.checkpoints import Checkpoints, Loaded
 from jmp_ds.training.ema import Ema
-from jmp_ds.training.engine import Engine, LossSums, StepResult
+from jmp_ds.training.engine import Engine, LossSums, StepResult, add_sums
 from jmp_ds.training.metrics_log import MetricsLog
 from jmp_ds.training.outcome import Outcome, read_outcome
 from jmp_ds.training.processes import explained
@@ -258,8 +258,8 @@ class Loop:
             self.position.bad_steps = 0
             if self.ema is not None:
                 self.ema.update()
-            for group, value in result.sums.items():
-                self._sums[group] = self._sums.get(group, torch.zeros_like(value)) + value
+            add_sums(self._sums, result.sums)
+            for group in result.sums:
                 self._counts[group] = self._counts.get(group, 0.0) + counts[group]
             return
         self.position.bad_steps += 1

@@ -42,6 +42,15 @@ class Piece(NamedTuple):
     end: int
     offset: int
 
+    @property
+    def length(self) -> int:
+        """How many numbers it has."""
+        return self.end - self.begin
+
+    def of(self, master: Tensor) -> Tensor:
+        """Its numbers in the master tensor that it lies in, or in another one of that shape; flat, not a copy."""
+        return master.view(-1)[self.offset : self.offset + self.length]
+
 
 #: For every master tensor of a process, its pieces. What they do not cover is padding.
 Layout = list[list[Piece]]
@@ -74,9 +83,8 @@ class Masters(ABC):
         """Set the masters to this process's part of whole parameters; the model does not see them before `show`."""
         with torch.no_grad():
             for master, pieces in zip(self.tensors(), self.layout(rank), strict=True):
-                flat = master.view(-1)
-                for name, begin, end, offset in pieces:
-                    flat[offset : offset + end - begin].copy_(full[name].reshape(-1)[begin:end])
+                for piece in pieces:
+                    piece.of(master).copy_(full[piece.name].reshape(-1)[piece.begin : piece.end])
 
 
 class _Whole(Masters):
@@ -238,8 +246,8 @@ def whole(
         parts = [flat] if masters.replicated else _collected(flat, processes)
         if processes.first:
             for layout, part in zip(layouts, parts, strict=True):
-                for name, begin, end, offset in layout[number]:
-                    result[name].view(-1)[begin:end] = part[offset : offset + end - begin]
+                for piece in layout[number]:
+                    result[piece.name].view(-1)[piece.begin : piece.end] = piece.of(part)
     return result
 
 

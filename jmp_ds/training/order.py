@@ -28,7 +28,6 @@ class OrderGuard:
     def __init__(self, model: nn.Module, processes: Processes, steps: int = 3) -> None:
         self._processes = processes
         self._left = steps if processes.world > 1 else 0
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._ready: list[str] = []
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._handles = [p.register_post_accumulate_grad_hook(self._note(name)) for name, p in trainable if self._left]

@@ -25,6 +25,13 @@ def age_of_process() -> float:
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
+def kind_of_device(device: str) -> str:
+    """`cpu` or `cuda`; `auto` is a GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Processes:
     """All processes of a run, seen from one of them.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,10 @@ from torch import Tensor
 from jmp_ds.errors import UserError
 from jmp_ds.training.ema import Ema
 from jmp_ds.training.engine import Engine
+from jmp_ds.training.masters import Layout, Piece
 
 WEIGHTS, AVERAGED = "weights", "averaged"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of one parameter in one of this process's tensors; positions count elements of flattened tensors.
-
-    Attributes:
-        name: of the parameter.
-        tensor: number of the tensor, in the order of `Engine.masters`.
-        offset: where the stretch begins in that tensor.
-        start: where it begins in the parameter.
-        length: how long it is.
-    """
-
-    name: str
-    tensor: int
-    offset: int
-    start: int
-    length: int
-
-
-def pieces(engine: Engine) -> list[Piece]:
-    """What this process's master tensors hold: at most one stretch of each parameter, padding left out."""
-    return [
-        Piece(name, number, offset, begin, end - begin)
-        for number, own in enumerate(engine.layout())
-        for name, begin, end, offset in own
-    ]
 
 
 class Shards:
@@ -70,7 +42,7 @@ class Shards:
     @property
     def size(self) -> int:
         """Bytes that this process writes, about."""
-        written = sum(p.length for p in map(self._written, pieces(self._engine)))
+        written = sum(piece.length for own in self._written() for piece in own)
         return 4 * written * (1 + len(_MOMENTS) + (self._ema is not None))
 
     def tensors(self) -> dict[str, list[Tensor]]:
@@ -101,23 +73,24 @@ class Shards:
 
         The file's metadata say where in the parameter each begins.
         """
-        own = [self._written(p) for p in pieces(self._engine)]
+        written = self._written()
         content = {
-            f"{kind}/{p.name}": parts[p.tensor].reshape(-1)[p.offset : p.offset + p.length]
+            f"{kind}/{piece.name}": piece.of(part)
             for kind, parts in tensors.items()
-            for p in own
-            if p.length
+            for part, own in zip(parts, written, strict=True)
+            for piece in own
         }
-        starts = {p.name: p.start for p in own if p.length}
+        starts = {piece.name: piece.begin for own in written for piece in own}
         save_file(content, path, metadata={"starts": json.dumps(starts)})
 
-    def _written(self, piece: Piece) -> Piece:
-        """What of a piece this process writes: everything, or its share of what all processes hold."""
+    def _written(self) -> Layout:
+        """What of its masters this process writes: everything, or its share of what all processes hold."""
+        layout = self._engine.layout()
         if self._engine.stage != 0:
-            return piece
+            return layout
         rank, world = self._engine.processes.rank, self._engine.processes.world
-        low, high = piece.length * rank // world, piece.length * (rank + 1) // world
-        return Piece(piece.name, piece.tensor, low, low, high - low)
+        shares = [[_share(piece, rank, world) for piece in own] for own in layout]
+        return [[piece for piece in own if piece.length] for own in shares]
 
     def facts(self) -> dict[str, Any]:
         """What belongs to the tensors and is the same for all processes, as JSON values."""
@@ -139,7 +112,7 @@ class Shards:
             UserError: the files hold another network, or no averaged weights where there should be some.
         """
         with torch.no_grad():
-            _read(self.tensors(), pieces(self._engine), files)
+            _read(self.tensors(), self._engine.layout(), files)
         for master in self._masters():
             state = self._engine.optimizer.state[master]
             if isinstance(state["step"], Tensor):
@@ -153,18 +126,13 @@ class Shards:
 
     def buffers(self) -> dict[str, Tensor]:
         """What of the model's state is no parameter; the same in all processes."""
-        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._own_buffers().items()}
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._engine.buffers().items()}
 
     def set_buffers(self, values: Mapping[str, Tensor]) -> None:
         """Inverse of `buffers`."""
         with torch.no_grad():
-            for name, buffer in self._own_buffers().items():
+            for name, buffer in self._engine.buffers().items():
                 buffer.copy_(values[name])
-
-    def _own_buffers(self) -> dict[str, Tensor]:
-        module = self._engine.module
-        names = {name for name, _ in module.named_parameters()}
-        return {name: value for name, value in module.state_dict().items() if name not in names}
 
     def _masters(self) -> list[Tensor]:
         """The tensors that the optimizer's states belong to."""
@@ -185,17 +153,26 @@ def _primed(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Any]:
     return state
 
 
-def _read(targets: Mapping[str, Sequence[Tensor]], wanted: Sequence[Piece], files: Iterable[Path]) -> None:
-    """Fill the pieces of the targets from files until they are full."""
-    by_name, missing = {p.name: p for p in wanted}, {p.name: p.length for p in wanted}
+def _share(piece: Piece, rank: int, world: int) -> Piece:
+    """A process's part of a piece that all processes hold; empty where there are fewer numbers than processes."""
+    low, high = piece.length * rank // world, piece.length * (rank + 1) // world
+    return Piece(piece.name, piece.begin + low, piece.begin + high, piece.offset + low)
+
+
+def _read(targets: Mapping[str, Sequence[Tensor]], layout: Layout, files: Iterable[Path]) -> None:
+    """Fill the targets, laid out like the masters, from files until they are full."""
+    places = {piece.name: (number, piece) for number, own in enumerate(layout) for piece in own}
+    missing = {name: piece.length for name, (_, piece) in places.items()}
     for path in files:
         with safe_open(path, framework="pt") as file:
             kinds = {key.split("/", 1)[0] for key in file.keys()}  # noqa: SIM118 - not a dict
             if kinds and (lacking := set(targets) - kinds):
                 raise UserError(f"{path} holds no {', '.join(sorted(lacking))}; resume with the same train.ema")
             for name, start in json.loads(file.metadata()["starts"]).items():
-                if name in by_name:
-                    missing[name] -= _copy(file, by_name[name], start, targets)
+                if name in places:
+                    number, piece = places[name]
+                    into = {kind: piece.of(tensors[number]) for kind, tensors in targets.items()}
+                    missing[name] -= _copy(file, piece, start, into)
         if not any(missing.values()):
             return
     names = [name for name, number in missing.items() if number]
@@ -206,14 +183,16 @@ def _read(targets: Mapping[str, Sequence[Tensor]], wanted: Sequence[Piece], file
         )
 
 
-def _copy(file: Any, piece: Piece, start: int, targets: Mapping[str, Sequence[Tensor]]) -> int:
-    """Copy what a file's stretch of a parameter, beginning at `start`, and a piece have in common; how much that is."""
+def _copy(file: Any, piece: Piece, start: int, targets: Mapping[str, Tensor]) -> int:
+    """Copy what a file's stretch of a parameter, beginning at `start`, and a piece have in common; how much that is.
+
+    The targets are the piece's numbers, by kind.
+    """
     length = file.get_slice(f"{WEIGHTS}/{piece.name}").get_shape()[0]
-    low, high = max(start, piece.start), min(start + length, piece.start + piece.length)
+    low, high = max(start, piece.begin), min(start + length, piece.end)
     if low >= high:
         return 0
-    for kind, tensors in targets.items():
+    for kind, target in targets.items():
         values = file.get_slice(f"{kind}/{piece.name}")[low - start : high - start]
-        into = tensors[piece.tensor].view(-1)
-        into[piece.offset + low - piece.start : piece.offset + high - piece.start].copy_(values)
+        target[low - piece.begin : high - piece.begin].copy_(values)
     return high - low

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from jmp_ds.errors import UserError
-from jmp_ds.training.engine import Engine, LossSums, StepResult, infectious, touch
+from jmp_ds.training.engine import Engine, LossSums, StepResult, add_sums, objective
 
 #: (number of the micro-batch, how many parts) → the parts, on the right device.
 Divide = Callable[[int, int], Sequence[Any]]
@@ -46,8 +46,7 @@ def step_in_parts(
     Raises:
         torch.OutOfMemoryError: a single structure does not fit.
     """
-    scale = float(engine.processes.world * engine.options.accumulation)
-    factors = {group: scale / count if count else 0.0 for group, count in counts.items()}
+    factors = engine.factors(counts)
     totals: dict[str, Tensor] = {}
     losses, gradients = [], []
     engine.module.train()
@@ -66,8 +65,7 @@ def step_in_parts(
         gradient, loss, sums = made
         gradients.append(gradient)
         losses.append(loss)
-        for group, value in sums.items():
-            totals[group] = totals[group] + value if group in totals else value
+        add_sums(totals, sums)
     for number, gradient in enumerate(gradients):
         engine.backward_given(gradient, last=number == len(gradients) - 1)
     skipped = engine.apply()
@@ -92,13 +90,13 @@ def _made(
             with engine.autocast():
                 outputs = functional_call(engine.module, aliases, (part,))
                 sums = loss_sums(outputs, part)
-                own = sum((factors[g] * s for g, s in sums.items()), start=touch(outputs))
-            found = torch.autograd.grad(infectious(own), list(aliases.values()), allow_unused=True)
+                own = objective(outputs, sums, factors)
+            found = torch.autograd.grad(own, list(aliases.values()), allow_unused=True)
             for total, value in zip(gradient, found, strict=True):
                 if value is not None:
                     total += value
             loss = loss + own.detach()
-            totals = {g: totals.get(g, torch.zeros_like(s)) + s.detach() for g, s in sums.items()}
+            add_sums(totals, sums)
     except torch.OutOfMemoryError:
         return None
     return gradient, loss, totals

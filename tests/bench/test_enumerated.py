@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from golden_systems import INDEX, SYSTEMS, TINY, given_batch, our_state, published_tasks, recorded, relative
+from small_models import set_scales, structure
 from torch import Tensor
 
 from jmp_ds.bench.enumerated.lists import enumerate_batch, padded_bytes
@@ -98,13 +99,7 @@ def test_recorded_energies_forces_and_derivatives(name: str) -> None:
 def rattled(atoms: Atoms, tags: list[int] | None = None) -> Structure:
     atoms = atoms.copy()
     atoms.rattle(0.05, seed=1)
-    return Structure(
-        pos=atoms.get_positions(),
-        atomic_numbers=atoms.numbers.astype(np.int64),
-        cell=np.asarray(atoms.cell),
-        pbc=np.asarray(atoms.pbc),
-        tags=None if tags is None else np.asarray(tags),
-    )
+    return structure(atoms, tags)
 
 
 def slab() -> Structure:
@@ -219,8 +214,7 @@ def test_parameters_are_the_models_own() -> None:
     enumerated = EnumeratedModel(model)
     assert {id(p) for p in enumerated.parameters()} == {id(p) for p in model.parameters()}
     model.float()
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.5)
+    set_scales(model, 1.5)
     ours, published = model(batch_of(model, "mixed")), enumerated(batch_of(model, "mixed"))
     assert published["slabs"]["energy"].dtype == torch.float32
     assert relative(ours["slabs"]["energy"], published["slabs"]["energy"].detach()) < 1e-4

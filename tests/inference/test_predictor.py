@@ -15,6 +15,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from golden_systems import INDEX, TINY, recorded
 from published_files import averaged, raw_state, write
+from small_models import set_scales
 
 import jmp_ds
 from jmp_ds.bundle import Bundle, save_bundle
@@ -25,7 +26,6 @@ from jmp_ds.inference.import_jmp import bundle_of, published_tasks
 from jmp_ds.inference.predict_file import predict_file
 from jmp_ds.inference.predictor import Predictor, structure_of
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, ScalarTarget, Task
 
@@ -53,8 +53,7 @@ GRADIENT = Task(
 def bundle() -> Bundle:
     torch.manual_seed(0)
     model = MultiTaskModel(preset("tiny"), (DIRECT, GRADIENT))
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(model)
     return Bundle.of(model, {})
 
 

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from ase import Atoms
+from small_models import set_scales, structure
 
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel, Outputs
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
-
-
-def structure(atoms: Atoms, tags: Sequence[int] | None = None) -> Structure:
-    """ASE's atoms as a structure."""
-    return Structure(
-        pos=atoms.get_positions(),
-        atomic_numbers=atoms.numbers.astype(np.int64),
-        cell=np.asarray(atoms.cell),
-        pbc=np.asarray(atoms.pbc),
-        tags=None if tags is None else np.asarray(tags),
-    )
 
 
 def model_for(
@@ -35,8 +23,7 @@ def model_for(
     torch.manual_seed(seed)
     task = Task(name="t", graph=settings, energy=EnergyTarget(), forces=ForcesTarget(kind=kind))  # type: ignore[arg-type]
     model = MultiTaskModel(preset("tiny"), (task,)).to(dtype)
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(model)
     return model
 
 

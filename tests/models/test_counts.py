@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden_systems import published_tasks
 from oracle.network import energy_of, forces_of, head, oracle_forward
+from small_models import set_scales
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +17,6 @@ from jmp_ds.graphs.settings import GraphSettings, published
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import BatchCounts, DenseLayer, Forces, HeadRows, dense_layers, forward_flops, step_flops
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
@@ -102,8 +102,7 @@ def test_products_of_a_training_step_are_those_of_the_oracle(forces: Forces) -> 
     structure, settings = small_crystal()
     task = Task(name="t", graph=settings, energy=EnergyTarget(), forces=ForcesTarget(kind=forces))
     model = MultiTaskModel(SIZES, [task]).double()
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(model)
     batch = assemble([structure], [0], [("t", settings)])
     rows = [HeadRows("t.energy", "atoms", batch.num_atoms)]
     rows += [HeadRows("t.forces", "edges", batch.graph.num_edges)] if forces == "direct" else []

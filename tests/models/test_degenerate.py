@@ -7,7 +7,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from building import batch_for, model_for, structure
+from building import batch_for, model_for
+from small_models import structure
 
 from jmp_ds.graphs.settings import GraphSettings, published
 

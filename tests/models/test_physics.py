@@ -7,8 +7,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
-from building import batch_for, evaluate, model_for, structure
+from building import batch_for, evaluate, model_for
 from scipy.spatial.transform import Rotation
+from small_models import structure
 
 from jmp_ds.graphs.settings import GraphSettings, published
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from building import batch_for, model_for, structure
+from building import batch_for, model_for
 from golden_systems import SYSTEMS, given_batch, published_tasks, recorded
+from small_models import set_scales, structure
 from torch import Tensor
 
 from jmp_ds.graphs.settings import GraphSettings
@@ -78,8 +79,7 @@ def test_a_fit_equals_the_enumerated_one() -> None:
     assert order[:2] == ["backbone.out_blocks.0.scale_sum", "backbone.out_blocks.0.scale_rbf_F"]
     assert order[2] == "backbone.int_blocks.0.trip_interaction.scale_rbf"
     assert len(order) == len(scale_factors(model)) == 2 * 11 + 3 * 2
-    for factor in scale_factors(model).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(model)
     with torch.no_grad():
         for name in order:
             seen = [observed(model, lambda b=b: model(b))[name] for b in batches]

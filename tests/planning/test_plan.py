@@ -24,8 +24,9 @@ from jmp_ds.planning.choice import candidates, choose, ready_config
 from jmp_ds.planning.collectives import Collective
 from jmp_ds.planning.devices import GIB, Device, cluster, device, device_names
 from jmp_ds.planning.duration import step_time, work_of
+from jmp_ds.planning.fitting import fit_seconds
 from jmp_ds.planning.largest import largest_structure
-from jmp_ds.planning.measured import fit, fitted_device, read_step
+from jmp_ds.planning.measured import fitted_device, read_step
 from jmp_ds.planning.plan import Setting, predict
 from jmp_ds.training.ds_config import SHIPPED, shipped_configs
 
@@ -209,8 +210,22 @@ def test_measured_steps_are_predicted_within_the_stated_error() -> None:
 def test_a_fit_finds_the_constants_and_none_below_zero() -> None:
     rng = np.random.default_rng(0)
     columns = rng.uniform(1, 10, (8, 3))
-    assert fit(columns, columns @ [2.0, 0.5, 3.0]) == pytest.approx((2.0, 0.5, 3.0))
-    assert min(fit(columns, columns @ [2.0, 0.0, 0.0] - 0.01 * columns[:, 1])) >= 0.0
+    assert fit_seconds(columns, columns @ [2.0, 0.5, 3.0]) == pytest.approx((2.0, 0.5, 3.0))
+    seconds = columns @ [2.0, 0.0, 0.0] - 0.01 * columns[:, 1]
+    assert min(np.linalg.lstsq(columns / seconds[:, None], np.ones(8))[0]) < 0.0
+    assert min(fit_seconds(columns, seconds)) == 0.0
+
+
+def test_no_other_constants_are_nearer_than_the_fitted_ones() -> None:
+    rng = np.random.default_rng(1)
+    columns = rng.uniform(1, 10, (30, 5)) * [1e12, 1e9, 1e3, 1.0, 0.0]
+    seconds = columns @ [1e-12, 0.0, 1e-4, 2.0, 0.0] * (1 + 0.1 * rng.normal(size=30))
+    found = fit_seconds(columns, seconds)
+    assert found[4] == 0.0
+    relative = columns / seconds[:, None]
+    slope = relative.T @ (relative @ found - 1) / np.linalg.norm(relative, axis=0).clip(1e-9)
+    assert slope[found > 0] == pytest.approx(0.0, abs=1e-9)
+    assert (slope[found == 0] >= 0.0).all()
 
 
 def test_one_file_gives_a_rate_of_products_alone() -> None:

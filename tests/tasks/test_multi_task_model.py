@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from small_models import set_scales, structure
 from torch import Tensor
 
 from jmp_ds.errors import UserError
@@ -15,7 +16,6 @@ from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.presets import preset
-from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.model import MultiTaskModel, check_tasks
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
@@ -37,15 +37,6 @@ MOLECULES = Task(
 TASKS = (SLABS, MOLECULES)
 
 
-def structure(atoms) -> Structure:
-    return Structure(
-        pos=atoms.get_positions(),
-        atomic_numbers=atoms.numbers.astype(np.int64),
-        cell=np.asarray(atoms.cell),
-        pbc=np.asarray(atoms.pbc),
-    )
-
-
 def rattled(atoms, seed: int = 0) -> Structure:
     atoms = atoms.copy()
     atoms.rattle(0.05, seed=seed)
@@ -64,8 +55,7 @@ def batch_of(*pairs: tuple[Structure, int], tasks=TASKS) -> Batch:
 def model() -> MultiTaskModel:
     torch.manual_seed(0)
     made = MultiTaskModel(preset("tiny"), TASKS).double().eval()
-    for factor in scale_factors(made).values():
-        factor.scale_factor.fill_(1.0)
+    set_scales(made)
     return made
 
 

@@ -23,7 +23,7 @@ from jmp_ds.training.loop import Diverged, Loop
 from jmp_ds.training.processes import Processes
 from jmp_ds.training.run import LoopOptions, Validation
 from jmp_ds.training.schedules import EarlyStopping, EarlyStoppingOptions, Schedule, ScheduleOptions
-from jmp_ds.training.shards import Shards, pieces
+from jmp_ds.training.shards import Shards
 
 EPOCH, EPOCHS, ACCUMULATION = 23, 3, 2
 
@@ -161,8 +161,9 @@ def everything(loop: Loop) -> dict[str, Any]:
             {k: torch.as_tensor(v).clone() for k, v in state.items()} for state in loop.engine._optimizer.state.values()
         ],
         "averaged": {  # without padding, which ZeRO 3 leaves as it finds it
-            p.name: loop.ema.shards[p.tensor].view(-1)[p.offset : p.offset + p.length].clone()
-            for p in (pieces(loop.engine) if loop.ema else [])
+            piece.name: piece.of(shard).clone()
+            for shard, own in (zip(loop.ema.shards, loop.engine.layout(), strict=True) if loop.ema else [])
+            for piece in own
         },
         "drawn": torch.rand(3),
         "position": vars(loop.position),

@@ -12,7 +12,6 @@ from training_loops import make_loop, model_weights
 
 from jmp_ds.training.engine import start_processes, stop_processes
 from jmp_ds.training.loop import Loop
-from jmp_ds.training.shards import pieces
 
 BEFORE, AFTER = 5, 3
 
@@ -20,9 +19,13 @@ BEFORE, AFTER = 5, 3
 def whole(loop: Loop) -> dict[str, torch.Tensor]:
     """KIND/PARAMETER → full tensor, put together from all processes."""
     found: dict[str, list[Any]] = {}
-    own = pieces(loop.engine)
+    layout = loop.engine.layout()
     for kind, tensors in loop.checkpoints._shards.tensors().items():
-        stretches = [(p.name, p.start, tensors[p.tensor].view(-1)[p.offset : p.offset + p.length].clone()) for p in own]
+        stretches = [
+            (piece.name, piece.begin, piece.of(tensor).clone())
+            for tensor, own in zip(tensors, layout, strict=True)
+            for piece in own
+        ]
         for part in loop.engine.processes.gather(stretches):
             for name, start, values in part:
                 found.setdefault(f"{kind}/{name}", []).append((start, values))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,15 @@ def compare(curves: Curves) -> Spread:
     """Spreads of curves named BACKEND/PRECISION/SEED.
 
     Raises:
-        ValueError: fewer than two seeds, or fewer than two backends and precisions.
+        ValueError: fewer than two seeds, fewer than two backends and precisions, or not every one with every seed.
     """
     smooth = {tuple(name.rsplit("/", 1)): smoothed(losses) for name, losses in curves.items()}
     forms, seeds = (sorted({key[k] for key in smooth}) for k in (0, 1))
     if len(forms) < 2 or len(seeds) < 2:
         raise ValueError(f"nothing to compare: {len(forms)} backends and precisions, {len(seeds)} seeds")
+    missing = ["/".join(key) for key in product(forms, seeds) if key not in smooth]
+    if missing:
+        raise ValueError(f"no curve of {', '.join(missing)}")
     among_seeds = [_spread([smooth[form, seed] for seed in seeds]) for form in forms]
     among_forms = [_spread([smooth[form, seed] for form in forms]) for seed in seeds]
     found = float(np.mean(among_seeds)), float(np.mean(among_forms))
@@ -104,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     curves = read_curves(given.out)
     try:
         spread = compare(curves)
-    except (ValueError, KeyError) as problem:
+    except ValueError as problem:
         sys.stderr.write(f"curves cannot be compared: {problem}\n")
         return 1
     (given.out / "curves.json").write_text(json.dumps(asdict(spread), indent=1) + "\n", encoding="utf-8")

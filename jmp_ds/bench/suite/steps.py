@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from jmp_ds.bench.measure import StepRequest, measure
+from jmp_ds.bench.suite.summary import ASKED, RATIOS
 from jmp_ds.errors import UserError
 
 MODELS = ("jmp-s", "jmp-l")
@@ -62,14 +63,13 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
     """Main columns of a measurement."""
     asked = found["request"]
     seconds = found.get("seconds", {})
-    keys = ("step_over_floor", "whole_step_over_floor", "speedup_over_enumerated", "whole_speedup_over_enumerated")
     rates = ("model_flop_utilisation", "structures_per_s", "atoms_per_s", "peak_bytes", "saved_bytes_per_edge")
     counts = ("launches", "host_synchronisations")
     return {
-        **{key: asked[key] for key in ("model", "batch", "precision", "forces", "kernels")},
+        **{key: asked[key] for key in ASKED},
         "tf32": found["tf32"],
         **{f"{part}_s": seconds.get(part) for part in ("graph", "forward", "backward", "optimiser", "whole", "floor")},
-        **{key: found.get(key) for key in (*keys, *rates, *counts)},
+        **{key: found.get(key) for key in (*RATIOS, *rates, *counts)},
         "enumerated_step_over_floor": found.get("enumerated", {}).get("step_over_floor"),
         "note": found.get("error") or found.get("enumerated_left_out", ""),
         "device": found.get("machine", {}).get("device"),

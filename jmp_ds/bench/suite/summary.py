@@ -16,6 +16,10 @@ import torch
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+#: What identifies a measured step, and how it compares; keys of `measure`.
+ASKED = ("model", "batch", "precision", "forces", "kernels")
+RATIOS = ("step_over_floor", "whole_step_over_floor", "speedup_over_enumerated", "whole_speedup_over_enumerated")
+
 
 def write_summary(out: Path, outcomes: Sequence[DataclassInstance], *, gpu: bool) -> None:
     """OUTDIR/summary.json: machine, versions, date, how every part ended, and the main results of those that did."""
@@ -68,11 +72,10 @@ def _headline(found: dict[str, Any]) -> dict[str, Any]:
     if "error" in found:
         return found
     asked = found["request"]
-    keys = ("step_over_floor", "whole_step_over_floor", "speedup_over_enumerated", "whole_speedup_over_enumerated")
     rates = ("model_flop_utilisation", "structures_per_s", "peak_bytes", "launches", "host_synchronisations")
     return {
-        **{key: asked[key] for key in ("model", "batch", "precision", "forces", "kernels")},
+        **{key: asked[key] for key in ASKED},
         "tf32": found["tf32"],
         "whole_seconds": found["seconds"]["whole"],
-        **{key: found[key] for key in (*keys, *rates) if key in found},
+        **{key: found[key] for key in (*RATIOS, *rates) if key in found},
     }

@@ -91,9 +91,17 @@ def _has(process: Path, file: Path) -> bool:
     try:
         if any(line.endswith(f" {file}") for line in (process / "maps").read_text().splitlines()):
             return True
-        return any(os.readlink(handle) == str(file) for handle in (process / "fd").iterdir())
+        return any(_target(handle) == str(file) for handle in (process / "fd").iterdir())
     except OSError:
         return False  # it has ended, or is another user's, who has no business with this user's files
+
+
+def _target(link: Path) -> str:
+    """Where a link leads; nothing where it is gone, as a file that was closed meanwhile."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
 
 
 def _working_in(folder: Path, processes: Path) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from jmp_ds.cli.checkup.finding import Finding
+from jmp_ds.cli.checkup.programs import told_by
 
 GIB = 2**30
 
@@ -72,8 +72,10 @@ def _links() -> Finding:
     program = shutil.which("nvidia-smi")
     if program is None:
         return Finding("interconnect", "NVLink", "unknown", "off", "nvidia-smi is not in PATH")
-    done = subprocess.run([program, "nvlink", "--status"], capture_output=True, text=True, check=False, timeout=60)
-    count = done.stdout.count("GB/s")
+    told = told_by([program, "nvlink", "--status"], seconds=60.0)
+    if told is None:
+        return Finding("interconnect", "NVLink", "unknown", "problem", "nvidia-smi does not answer: look at the driver")
+    count = told.count("GB/s")
     if count:
         return Finding("interconnect", "NVLink", f"{count} links up")
     return Finding("interconnect", "NVLink", "none", "off", "GPUs of this machine talk over PCIe")

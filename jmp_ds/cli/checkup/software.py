@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 from jmp_ds.cli.checkup.finding import Finding
+from jmp_ds.cli.checkup.programs import told_by
 
 #: Package → what is lost without it; None: needed by everything.
 PACKAGES: dict[str, str | None] = {
@@ -77,6 +77,6 @@ def _version(package: str) -> str | None:
 
 def _mpi(path: str) -> str:
     """Whose mpirun it is."""
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
-    line = said.strip().splitlines()[0] if said.strip() else "says no version"
+    told = (told_by([path, "--version"]) or "").strip()
+    line = told.splitlines()[0] if told else "says no version"
     return f" ({line.rstrip(':')})"
