@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from jmp_ds.bench.batches import CUTOFFS, SLABS, BenchBatch
+from jmp_ds.bench.enumerated.lists import padded_bytes
+from jmp_ds.bench.memory import refuse_beyond_memory
 from jmp_ds.bench.parts import time_parts
-from jmp_ds.bench.step import TrainingStep, linear_time, model_of, sizes_of
+from jmp_ds.bench.step import TrainingStep, enumerated, linear_time, model_of, sizes_of
 from jmp_ds.graphs.assemble import Structure
 from jmp_ds.graphs.settings import Caps, GraphSettings
 from jmp_ds.heap import keep_freed_memory
 
 Series = Literal["neighbors", "neighbors-proportional", "atoms"]
+Form = Literal["linear", "enumerated"]
 
 #: Caps of the main graph, with 96 atoms.
 NEIGHBORS = (15, 30, 60, 120)
@@ -49,7 +52,8 @@ class GrowthPoint:
         size: neighbours or atoms.
         atoms, edges, in_triplets: of the batch; in-triplets are those of the quadruplets.
         interactions: seconds in the sums over edges, triplets and quadruplets and what stands between them in the
-            interaction layers, forward and backward, without dense products.
+            interaction layers, forward and backward, without dense products. Of the enumerated form: everything without
+            dense products, bases too, which are made per triplet and quadruplet there.
         network: seconds of forward, loss and backward as a whole.
     """
 
@@ -63,7 +67,12 @@ class GrowthPoint:
 
 
 def grow(
-    series: Series, model: str = "jmp-s", blocks: int = 1, device: str = "cpu", repeats: int = 3
+    series: Series,
+    model: str = "jmp-s",
+    blocks: int = 1,
+    device: str = "cpu",
+    repeats: int = 3,
+    form: Form = "linear",
 ) -> Iterator[GrowthPoint]:
     """Measure a series, one size after the other.
 
@@ -74,28 +83,41 @@ def grow(
         blocks: interaction blocks.
         device: where.
         repeats: steps per size; medians count.
+        form: the model as it is trained, or the published, padded form.
+
+    Raises:
+        UserError: a size that memory will not hold; the sizes before it have been given.
     """
-    if torch.device(device).type == "cpu":
+    where = torch.device(device)
+    if where.type == "cpu":
         keep_freed_memory()  # as training does
     for size, batch in _batches(series):
         config = replace(sizes_of(model, recompute=False, direct_forces=True), num_blocks=blocks)
-        where = torch.device(device)
+        if form == "enumerated":
+            refuse_beyond_memory(padded_bytes(batch.assemble("direct"), config), where)
         network = model_of(config, batch.tasks("direct"), precision="float32", device=where)
-        step = TrainingStep(linear_time(network), network, batch, "direct", "float32", where)
-        graph = step.build().batch.graph
-        for _ in range(WARM_STEPS):
-            step.timed()
-            time_parts(step)
-        parts = [time_parts(step) for _ in range(repeats)]
-        yield GrowthPoint(
-            series=series,
-            size=size,
-            atoms=graph.num_atoms,
-            edges=graph.num_edges,
-            in_triplets=graph.quadruplets.in_edge.shape[0],
-            interactions=statistics.median(p["interactions"] + p["backward interactions"] for p in parts),
-            network=statistics.median(step.timed().network for _ in range(repeats)),
-        )
+        prepare = enumerated(network) if form == "enumerated" else linear_time(network)
+        step = TrainingStep(prepare, network, batch, "direct", "float32", where)
+        yield _point(series, size, step, repeats, form)
+
+
+def _point(series: Series, size: int, step: TrainingStep, repeats: int, form: Form) -> GrowthPoint:
+    """Medians over some steps."""
+    graph = step.build().batch.graph
+    for _ in range(WARM_STEPS):
+        step.timed()
+        time_parts(step)
+    counted = ("interactions",) if form == "linear" else ("interactions", "bases", "heads", "pointwise")
+    parts = [time_parts(step) for _ in range(repeats)]
+    return GrowthPoint(
+        series=series,
+        size=size,
+        atoms=graph.num_atoms,
+        edges=graph.num_edges,
+        in_triplets=graph.quadruplets.in_edge.shape[0],
+        interactions=statistics.median(sum(p[c] + p[f"backward {c}"] for c in counted) for p in parts),
+        network=statistics.median(step.timed().network for _ in range(repeats)),
+    )
 
 
 def exponent(points: Sequence[GrowthPoint], cost: Literal["interactions", "network"]) -> float:

@@ -136,37 +136,53 @@ class GrowthSeries(StrEnum):
     atoms = "atoms"
 
 
+class GrowthForm(StrEnum):
+    """Which network."""
+
+    linear = "linear"
+    enumerated = "enumerated"
+
+
 @group.command(no_args_is_help=True)
 def growth(
     series: Annotated[GrowthSeries, typer.Option(help="what grows; `neighbors` keeps the other caps")],
+    form: Annotated[GrowthForm, typer.Option(help="the model, or its published, padded form")] = GrowthForm.linear,
     model: Annotated[ModelSize, typer.Option(help="whose widths")] = ModelSize.jmp_s,
     blocks: Annotated[int, typer.Option(min=1, help="interaction blocks")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="threads on the CPU [default: PyTorch's]")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="steps per size")] = 3,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="write growth-SERIES.csv and .png here")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="write growth-SERIES.csv, .png here")] = None,
 ) -> None:
     """Measure how the cost grows with neighbours or atoms, and fit exponents."""
     import torch
 
-    from jmp_ds.bench.growth import csv_rows, exponent, grow
+    from jmp_ds.bench.growth import GrowthPoint, csv_rows, exponent, grow
     from jmp_ds.cli.data_verbs import print_table
+    from jmp_ds.errors import UserError
     from jmp_ds.report import Curve, plot_curves
 
     if threads:
         torch.set_num_threads(threads)
-    points = list(grow(series.value, model.value, blocks, device, repeats))
+    name = series.value if form is GrowthForm.linear else f"{series.value}-enumerated"
+    points: list[GrowthPoint] = []
+    try:
+        points.extend(grow(series.value, model.value, blocks, device, repeats, form.value))
+    except UserError as refused:
+        if len(points) < 2:
+            raise
+        typer.echo(f"the series ends at {points[-1].size}: {refused}", err=True)
     rows = csv_rows(points)
-    print_table(f"growth with {series.value}", list(rows[0]), [[str(v) for v in row.values()] for row in rows])
+    print_table(f"growth with {name}", list(rows[0]), [[str(v) for v in row.values()] for row in rows])
     slopes = {cost: exponent(points, cost) for cost in ("interactions", "network")}
     for cost, slope in slopes.items():
         typer.echo(f"{cost}: exponent {slope:.2f}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / f"growth-{series.value}.csv").open("w", newline="", encoding="utf-8") as file:
+        with (out / f"growth-{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
         sizes = [float(p.size) for p in points]
         curves = [Curve(f"{c}, exponent {slopes[c]:.2f}", sizes, [getattr(p, c) for p in points]) for c in slopes]
-        plot_curves(out / f"growth-{series.value}.png", {"seconds per step": curves}, series.value, log_x=True)
+        plot_curves(out / f"growth-{name}.png", {"seconds per step": curves}, name, log_x=True)

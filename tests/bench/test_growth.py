@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jmp_ds.bench.__main__ import main, request_of
-from jmp_ds.bench.growth import NEIGHBORS, FixedCaps, GrowthPoint, _batches, crystal, csv_rows, exponent, grow
+from jmp_ds.bench.growth import NEIGHBORS, FixedCaps, Form, GrowthPoint, _batches, crystal, csv_rows, exponent, grow
 from jmp_ds.errors import UserError
 
 
@@ -38,11 +38,18 @@ def test_exponent() -> None:
     assert csv_rows(points)[0]["interactions"] == "94.868"
 
 
-def test_a_measured_point() -> None:
-    point = next(grow("atoms", "tiny", repeats=1))
+@pytest.mark.parametrize("form", ["linear", "enumerated"])
+def test_a_measured_point(form: Form) -> None:
+    point = next(grow("atoms", "tiny", repeats=1, form=form))
     assert point.atoms == point.size == 48
     assert point.interactions > 0.0
     assert point.network > 0.0
+
+
+def test_the_enumerated_form_is_refused_beyond_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jmp_ds.bench.memory.available", lambda device: 1000)
+    with pytest.raises(UserError, match="GiB are free"):
+        next(grow("atoms", "tiny", repeats=1, form="enumerated"))
 
 
 def test_words_to_a_request() -> None:
