@@ -18,7 +18,7 @@ NAME = "config.yaml"
 #: What may differ when a run is continued: it changes neither the order of structures nor (but for rounding) the weights.
 FREE = (
     *("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint"),
-    *("sampling.graphs", "model.kernels", "model.recompute"),
+    *("remember", "sampling.graphs", "model.kernels", "model.recompute"),
     *("run.wall_time", "run.hung_after", "train.on_out_of_memory", "engine.deepspeed"),
 )
 
