@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from jmp_ds.config.checks import Checked, head_donor
+from jmp_ds.config.checks import Checked, head_donors
 from jmp_ds.config.finetune import FinetuneConfig, LayerwiseLrConfig
 from jmp_ds.config.loading import Resolved
+from jmp_ds.experiment.adapting import adapt, rate_table, whole_weights
 from jmp_ds.experiment.processes import started
 from jmp_ds.experiment.reporting import report_run
 from jmp_ds.experiment.resume import settle_configuration
 from jmp_ds.experiment.session import fit_missing_scales, gather_material, new_model, train
-from jmp_ds.experiment.transfer import Transfer, transfer_weights
+from jmp_ds.experiment.starting import look_before
+from jmp_ds.experiment.transfer import rescale_heads, transfer_weights
+from jmp_ds.experiment.tuning_report import START, report_tuning, show_rates, show_start, show_transfer
+from jmp_ds.files import write_json
 from jmp_ds.models.scaling import unfitted
-from jmp_ds.tasks.specs import Task
-from jmp_ds.training.optimizer import LayerwiseRates
+from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.training.optimizer import LayerwiseRates, parameter_groups
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
 
@@ -45,8 +46,8 @@ def run_finetune(runs: Sequence[tuple[Resolved[FinetuneConfig], Checked]]) -> li
 
 
 def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Processes) -> Outcome:
-    config = resolved.config
-    donors = _donors(resolved, checked)
+    config, run_dir = resolved.config, Path(resolved.config.run.dir)
+    donors = head_donors(resolved, checked.bundle)
     if processes.first:
         settle_configuration(resolved)
     material = gather_material(resolved, checked, donors, processes)
@@ -54,38 +55,38 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
     if checked.bundle is not None:
         names = {name: donor.name for name, donor in donors.items()}
         transfer = transfer_weights(model, checked.bundle.state, names)
+        rescale_heads(model, donors)
         if processes.first:
             show_transfer(transfer, str(config.source.bundle))
-    if unfitted(model) and not (Path(config.run.dir) / "latest").exists():
+    fresh = processes.from_first(not (run_dir / "latest").exists())
+    if unfitted(model) and fresh:
         fit_missing_scales(config, material, model, processes)
-    origin = {"from": config.source.bundle or "scratch"}
-    outcome = train(resolved, checked, material, model, processes, rates=_rates(config.layerwise_lr), origin=origin)
+    if fresh:
+        start = look_before(config, model, material.val, checked.bundle, donors, processes)
+        if processes.first:
+            write_json(run_dir / START, start.to_dict(), finite=False)
+            show_start(start, metric_units(material.tasks))
+    adapt(config, model)
+    if processes.first:
+        groups = parameter_groups(model.named_parameters(), _rates(config.layerwise_lr))
+        show_rates(rate_table(model, groups, config.train.optimizer.lr))
+    outcome = train(
+        resolved,
+        checked,
+        material,
+        model,
+        processes,
+        rates=_rates(config.layerwise_lr),
+        origin={"from": config.source.bundle or "scratch"},
+        finish=lambda state: whole_weights(config, state),
+    )
     if outcome.status == "finished":
         report_run(config, material, outcome, processes, kernels=checked.kernels, prefer_best=True)
+        report_tuning(config, material, checked, processes)
     return outcome
-
-
-def _donors(resolved: Resolved[FinetuneConfig], checked: Checked) -> dict[str, Task]:
-    """By task, the bundle's task whose heads and references it starts from."""
-    if checked.bundle is None or resolved.config.source.heads == "new":
-        return {}
-    return {task.name: head_donor(resolved, task.name, checked.bundle) for task in checked.tasks}
 
 
 def _rates(config: LayerwiseLrConfig | None) -> LayerwiseRates | None:
     if config is None:
         return None
     return LayerwiseRates(embedding=config.embedding, blocks=tuple(config.blocks), rest=config.rest)
-
-
-def show_transfer(transfer: Transfer, source: str) -> None:
-    """The table of step 0: what came from the bundle, what is new, what was left behind."""
-    table = Table(title=f"tensors from {source}", title_justify="left")
-    table.add_column("part")
-    for column in ("loaded", "new", "dropped"):
-        table.add_column(column, justify="right")
-    rows = transfer.table()
-    for part, *counts in rows:
-        table.add_row(part, *(str(n) if n else "" for n in counts))
-    table.add_row("all", *(str(len(names)) for names in (transfer.loaded, transfer.new, transfer.dropped)))
-    Console(stderr=True).print(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_stores import write_pretrain
 
 from jmp_ds.bundle import load_bundle
@@ -135,6 +136,15 @@ def test_a_resume_refuses_what_changes_its_meaning(finished: Path) -> None:
         pretrain(finished / "pretrain.yaml", "train.epochs=2", "run.resume=false")
     free = ["checkpoint.keep=1", "sampling.graphs=device"]
     assert pretrain(finished / "pretrain.yaml", "train.epochs=2", *free).status == "finished"
+
+
+def test_a_run_of_an_older_version_goes_on(finished: Path) -> None:
+    """Settings that did not exist then are at their defaults."""
+    file = finished / "run" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    del values["tasks"]["molecules"]["weight"], values["run"]["hung_after"]
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert pretrain(finished / "pretrain.yaml", "train.epochs=2").status == "finished"
 
 
 def test_differences_name_dotted_keys() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import torch
 from jmp_kernels import BackendName
 
 from jmp_ds.bundle import Bundle, load_bundle
+from jmp_ds.config.adaptation import check_adaptation
 from jmp_ds.config.finetune import FinetuneConfig
 from jmp_ds.config.loading import Resolved
 from jmp_ds.config.messages import nearest
@@ -66,7 +67,8 @@ def check_pretrain(resolved: Resolved[PretrainConfig]) -> Checked:
     backbone = _backbone(resolved, model)
     rules = GraphSettings(**model.graph.model_dump())
     tasks = _tasks(resolved, dict.fromkeys(resolved.config.tasks, rules), head_bias=True)
-    _check_references(resolved, donors=False)
+    _check_references(resolved, ())
+    _check_no_heads(resolved)
     stores, deepspeed = _stores(resolved), _deepspeed(resolved)
     return Checked(backbone, tasks, stores, deepspeed, kernels=model.kernels, recompute=model.recompute)
 
@@ -89,12 +91,13 @@ def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
         backbone = _backbone(resolved, model)
     graphs = {name: _inherited(resolved, name, bundle) for name in config.tasks}
     tasks = _tasks(resolved, graphs, head_bias=False)
-    donors = bundle is not None and config.source.heads != "new"
-    _check_references(resolved, donors=donors)
-    if bundle is not None and donors:
-        tasks = tuple(_with_donor(task, head_donor(resolved, task.name, bundle)) for task in tasks)
+    donors = head_donors(resolved, bundle)
+    _check_references(resolved, donors)
+    tasks = tuple(_with_donor(task, donors[task.name]) if task.name in donors else task for task in tasks)
     _check_layerwise(resolved, backbone)
+    _check_remembered(resolved, bundle)
     stores, deepspeed = _stores(resolved), _deepspeed(resolved)
+    check_adaptation(resolved, backbone, tasks, deepspeed.stage)
     return Checked(backbone, tasks, stores, deepspeed, bundle, kernels=model.kernels, recompute=model.recompute)
 
 
@@ -145,13 +148,35 @@ def _check_metric(resolved: Resolved[TrainingConfig], metric: str) -> None:
         raise resolved.complaint("validate.metric", f"no metric {metric!r}; {nearest(metric, known)}")
 
 
-def _check_references(resolved: Resolved[TrainingConfig], *, donors: bool) -> None:
+def _check_references(resolved: Resolved[TrainingConfig], donors: Container[str]) -> None:
     """References can only be kept where heads are taken over, together with which they were learned."""
     for name, task in resolved.config.tasks.items():
-        if task.references == "keep" and not donors:
+        if task.references == "keep" and name not in donors:
             raise resolved.complaint(
                 f"tasks.{name}.references", "nothing to keep: no head comes from a bundle; use `fit` or `none`"
             )
+
+
+def _check_no_heads(resolved: Resolved[PretrainConfig]) -> None:
+    for name, task in resolved.config.tasks.items():
+        if task.heads is not None:
+            raise resolved.complaint(f"tasks.{name}.heads", "heads are new in pre-training; remove it")
+
+
+def _check_remembered(resolved: Resolved[FinetuneConfig], bundle: Bundle | None) -> None:
+    """What is to be remembered must be tasks of the bundle, and their labels in the stores."""
+    known = [] if bundle is None else [task.name for task in bundle.tasks]
+    for name, config in resolved.config.remember.items():
+        if bundle is None or name not in known:
+            have = nearest(name, known) if known else "there is no bundle"
+            raise resolved.complaint(f"remember.{name}", f"no such task in the bundle; {have}")
+        try:
+            labels = Store(config.store).summary.labels
+        except UserError as error:
+            raise resolved.complaint(f"remember.{name}.store", str(error)) from None
+        if not any(labels.get(label) for label in bundle.task(name).labels):
+            wanted = ", ".join(bundle.task(name).labels)
+            raise resolved.complaint(f"remember.{name}.store", f"no structure in {config.store} has a label {wanted}")
 
 
 def labels_of(task: TaskConfig) -> list[str]:
@@ -192,11 +217,21 @@ def _inherited(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle | N
     rules = config.model.graph.model_dump() if config.model is not None else {}
     if bundle is None:
         return GraphSettings(**rules)
-    if config.source.heads != "new":
+    if config.head_source(name) is not None:
         return head_donor(resolved, name, bundle).graph
     first = bundle.tasks[0].graph
     mine = config.model.graph.model_dump(exclude_unset=True) if config.model is not None else {}
     return replace(GraphSettings(symmetrize=first.symmetrize, envelope=first.envelope, dihedral=first.dihedral), **mine)
+
+
+def head_donors(resolved: Resolved[FinetuneConfig], bundle: Bundle | None) -> dict[str, Task]:
+    """By task that takes heads over, the bundle's task that it takes them from. Raises: see `head_donor`."""
+    names = [name for name in resolved.config.tasks if resolved.config.head_source(name) is not None]
+    if bundle is None:
+        if names:
+            raise resolved.complaint(f"tasks.{names[0]}.heads", "there is no bundle to take heads from; use `new`")
+        return {}
+    return {name: head_donor(resolved, name, bundle) for name in names}
 
 
 def head_donor(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle) -> Task:
@@ -205,15 +240,16 @@ def head_donor(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle) ->
     Raises:
         UserError: the bundle has no such task, or it lacks a head that is needed.
     """
-    wanted = resolved.config.source.head_source or name
+    wanted = resolved.config.head_source(name)
+    key = "from.heads" if resolved.config.tasks[name].heads is None else f"tasks.{name}.heads"
     known = {t.name: t for t in bundle.tasks}
     if wanted not in known:
-        raise resolved.complaint("from.heads", f"the bundle has no task {wanted!r}; {nearest(wanted, known)}")
+        raise resolved.complaint(key, f"the bundle has no task {wanted!r}; {nearest(wanted or name, known)}")
     config = resolved.config.tasks[name]
     missing = sorted(set(_heads_of(config)) - set(_heads_of_task(known[wanted])))
     if missing:
         raise resolved.complaint(
-            "from.heads", f"task {wanted} of the bundle has no head for {', '.join(missing)}; use `heads: new`"
+            key, f"task {wanted} of the bundle has no head for {', '.join(missing)}; use `heads: new`"
         )
     donor: Task = known[wanted]
     return donor
@@ -258,12 +294,14 @@ def _task(name: str, config: TaskConfig, graph: GraphSettings, head_bias: bool) 
     if energy is None and config.force_kind == "gradient":
         energy = EnergyConfig(weight=0.0)
     bias = head_bias if energy is None or energy.bias is None else energy.bias
+    forces = None if config.forces is None else ForcesTarget(**config.forces.model_dump())
+    scalars = [ScalarTarget(**s.model_dump()) for s in config.all_scalars]
     return Task(
         name=name,
         graph=graph,
-        energy=None if energy is None else EnergyTarget(weight=energy.weight, bias=bias),
-        forces=None if config.forces is None else ForcesTarget(**config.forces.model_dump()),
-        scalars=tuple(ScalarTarget(**s.model_dump()) for s in config.all_scalars),
+        energy=None if energy is None else EnergyTarget(weight=config.weight * energy.weight, bias=bias),
+        forces=None if forces is None else replace(forces, weight=config.weight * forces.weight),
+        scalars=tuple(replace(s, weight=config.weight * s.weight) for s in scalars),
     )
 
 

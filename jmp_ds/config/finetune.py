@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from jmp_ds.config.base import PositiveFloat, Section
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.sections import ModelConfig
+from jmp_ds.config.tasks import HEADS
 
 
 class FromConfig(Section):
     """Where the weights come from. `from: scratch` is short for {scratch: true}."""
 
     bundle: str | None = Field(default=None, description="folder with a bundle, e.g. runs/pretrain-small/final")
-    heads: Annotated[str, Field(pattern=r"^(new|keep|copy:.+)$")] = Field(
+    heads: Annotated[str, Field(pattern=HEADS)] = Field(
         default="new", description="`new`, `keep` those of the task with the same name, or `copy:TASK`"
     )
     scratch: bool = Field(default=False, description="random weights instead of a bundle")
@@ -28,10 +29,24 @@ class FromConfig(Section):
             raise ValueError(f"`heads: {self.heads}` needs a bundle")
         return self
 
-    @property
-    def head_source(self) -> str | None:
-        """Task that heads are copied from, if they are."""
-        return self.heads.removeprefix("copy:") if self.heads.startswith("copy:") else None
+
+class LoraConfig(Section):
+    """Low-rank changes of dense layers instead of the layers themselves; usually with `freeze: ["backbone.*"]`."""
+
+    rank: int = Field(default=8, ge=1, description="rank of the change")
+    alpha: PositiveFloat = Field(default=16.0, description="the change is multiplied by alpha/rank")
+    layers: list[str] = Field(
+        default_factory=lambda: ["backbone.int_blocks.*"],
+        min_length=1,
+        description="patterns of names of dense layers; * stands for anything",
+    )
+
+
+class RememberConfig(Section):
+    """Structures of a pre-training task, on which the report says what was forgotten."""
+
+    store: str = Field(description="store with the labels of that task")
+    structures: int = Field(default=1000, ge=1, description="so many of them, drawn at random, at most")
 
 
 class LayerwiseLrConfig(Section):
@@ -50,3 +65,17 @@ class FinetuneConfig(TrainingConfig):
         default=None, description="the network; only with `from: scratch`, otherwise the bundle says"
     )
     layerwise_lr: LayerwiseLrConfig | None = Field(default=None, description="factors of the learning rate by depth")
+    freeze: list[str] = Field(
+        default_factory=list,
+        description="patterns of names of parameters that stay as they are, e.g. backbone.embedding.*",
+    )
+    lora: LoraConfig | None = Field(default=None, description="train low-rank changes of dense layers")
+    remember: dict[str, RememberConfig] = Field(
+        default_factory=dict,
+        description="by task of the bundle: structures on which its old head is evaluated before and after",
+    )
+
+    def head_source(self, task: str) -> str | None:
+        """The bundle's task that a task takes its heads from; None: they are new."""
+        heads = self.tasks[task].heads or self.source.heads
+        return None if heads == "new" else task if heads == "keep" else heads.removeprefix("copy:")

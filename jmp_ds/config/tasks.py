@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from jmp_ds.config.base import NonNegativeFloat, PositiveFloat, Section
+
+#: Where the heads of a fine-tuned task come from.
+HEADS = r"^(new|keep|copy:.+)$"
 
 
 class GraphConfig(Section):
@@ -126,6 +129,10 @@ class TaskConfig(Section):
     scalar: ScalarConfig | None = Field(default=None, description="learn one other number per structure")
     scalars: list[ScalarConfig] = Field(default_factory=list, description="several of them")
     split: SplitConfig = Field(default_factory=SplitConfig, description="which structures train, validate and test")
+    weight: PositiveFloat = Field(default=1.0, description="factor of all weights of the task in the loss")
+    heads: Annotated[str, Field(pattern=HEADS)] | None = Field(
+        default=None, description="fine-tuning: as `from.heads`, for this task; `keep` replays a task of the bundle"
+    )
     references: Literal["auto", "fit", "keep", "none"] = Field(
         default="auto",
         description="element references of the energy: `fit` by least squares (from a bundle: the smallest change from "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from rich.progress import track
 from torch import Tensor
 
 from jmp_ds.data.loading import EvalLoader
+from jmp_ds.experiment.breakdown import Sums, add_errors, joined
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.unbuilt import Unbuilt
 from jmp_ds.report import MAX_POINTS, Parity
 from jmp_ds.tasks.metrics import Metrics
-from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.model import Outputs
 from jmp_ds.tasks.normalise import denormalize, offset, present
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.processes import Processes
@@ -25,6 +27,17 @@ from jmp_ds.training.processes import Processes
 Array = NDArray[np.float64]
 #: (task, label) → reference and predicted values, one array per batch.
 _Pairs = dict[tuple[str, str], list[tuple[Array, Array]]]
+
+
+class Network(Protocol):
+    """What can be evaluated: tasks, and normalised outputs for a batch."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is predicted."""
+
+    def __call__(self, batch: Batch, /) -> Outputs:
+        """As `MultiTaskModel.forward`."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +48,34 @@ class Evaluation:
         metrics: mean absolute errors by name (see `metric_units`).
         parity: one panel per task and label, thinned to a number that can be drawn; energies per atom, without what
             the element references explain.
+        breakdown: metric → kind (element, atoms, config_type) → value → mean absolute error.
     """
 
     metrics: dict[str, float]
     parity: list[Parity]
+    breakdown: dict[str, dict[str, dict[str, float]]]
 
 
-def evaluate(model: MultiTaskModel, loader: EvalLoader, processes: Processes, *, progress: bool = False) -> Evaluation:
+def evaluate(
+    model: Network,
+    loader: EvalLoader,
+    processes: Processes,
+    *,
+    config_types: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> Evaluation:
     """Run over every structure of the loader once, all processes together.
 
     Args:
         model: in evaluation mode, on the processes' device.
         loader: made for this process's rank.
         processes: those that share the work.
+        config_types: the source's own kind of a structure, by id.
         progress: show a bar (by the first process).
     """
     metrics = Metrics(model.tasks, processes.device)
     pairs: _Pairs = {(task.name, label): [] for task in model.tasks for label in task.labels}
+    sums: Sums = {}
     for batch in _tracked(loader, progress and processes.first):
         moved = batch.to(processes.device)
         with torch.no_grad():
@@ -59,10 +83,12 @@ def evaluate(model: MultiTaskModel, loader: EvalLoader, processes: Processes, *,
         metrics.update(outputs, moved)
         for task in model.tasks:
             _collect(pairs, task, outputs[task.name], moved)
-    sums = processes.sum(metrics.state.flatten().tolist())
-    metrics.state = torch.tensor(sums, dtype=torch.float64).reshape(2, -1)
+            add_errors(sums, task, outputs[task.name], moved, config_types or {})
+    state = processes.sum(metrics.state.flatten().tolist())
+    metrics.state = torch.tensor(state, dtype=torch.float64).reshape(2, -1)
     parts = processes.gather({key: _joined(values) for key, values in pairs.items()})
-    return Evaluation(metrics.compute(), [_panel(task, label, parts) for task in model.tasks for label in task.labels])
+    panels = [_panel(task, label, parts) for task in model.tasks for label in task.labels]
+    return Evaluation(metrics.compute(), panels, joined(processes.gather(sums)))
 
 
 def _tracked(loader: EvalLoader, show: bool) -> Iterator[Batch | Unbuilt]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jmp_ds.bundle import SPEC_FILE, load_bundle
 from jmp_ds.config.pretrain import TrainingConfig
+from jmp_ds.experiment.breakdown import config_types
 from jmp_ds.experiment.evaluate import Evaluation, evaluate
 from jmp_ds.experiment.loaders import eval_loader
 from jmp_ds.experiment.session import Material
@@ -50,7 +51,13 @@ def report_run(
     model = load_bundle(run_dir / kind).build(device=processes.device, kernels=kernels)
     splits = {name: sources for name, sources in (("val", material.val), ("test", material.test)) if sources}
     found = {
-        name: evaluate(model, eval_loader(config, material.tasks, sources, processes), processes, progress=True)
+        name: evaluate(
+            model,
+            eval_loader(config, material.tasks, sources, processes),
+            processes,
+            config_types=config_types(sources),
+            progress=True,
+        )
         for name, sources in splits.items()
     }
     if processes.first:
@@ -68,7 +75,9 @@ def _write(
     rows = [(name, unit, *(e.metrics.get(name, float("nan")) for e in found.values())) for name, unit in units.items()]
     header = ("mean absolute error", "unit", *found)
     numbers = {split: e.metrics for split, e in found.items()}
-    write_json(folder / "metrics.json", {"model": kind, "outcome": vars(outcome), "metrics": numbers}, finite=False)
+    told = {"model": kind, "outcome": vars(outcome), "metrics": numbers}
+    told["breakdown"] = {split: e.breakdown for split, e in found.items()}
+    write_json(folder / "metrics.json", told, finite=False)
     shown = "test" if "test" in found else "val"
     text = [
         f"# {run_dir.name}",

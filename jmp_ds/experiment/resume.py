@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jmp_ds.config.loading import Resolved
+from jmp_ds.config.loading import Resolved, validate
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.yaml_files import parse_yaml, read_yaml
 from jmp_ds.errors import UserError
@@ -18,7 +18,7 @@ NAME = "config.yaml"
 #: What may differ when a run is continued: it changes neither the order of structures nor (but for rounding) the weights.
 FREE = (
     *("run.threads", "run.resume", "run.dir", "run.device", "sampling.workers", "validate.every", "checkpoint"),
-    *("sampling.graphs", "model.kernels", "model.recompute"),
+    *("remember", "sampling.graphs", "model.kernels", "model.recompute"),
     *("run.wall_time", "run.hung_after", "train.on_out_of_memory", "engine.deepspeed"),
 )
 
@@ -33,7 +33,7 @@ def settle_configuration(resolved: Resolved[TrainingConfig]) -> None:
     file = folder / NAME
     text = resolved.to_yaml()
     if file.is_file() and (folder / "latest").exists():
-        changed = list(differences(read_yaml(file).values, parse_yaml(text, NAME).values))
+        changed = list(differences(_written(resolved, file), parse_yaml(text, NAME).values))
         for key, old, new in changed:
             Console(stderr=True).print(f"resume: {key}: {old} -> {new}", markup=False, highlight=False)
         refused = [key for key, _, _ in changed if not key.startswith(FREE)]
@@ -44,6 +44,15 @@ def settle_configuration(resolved: Resolved[TrainingConfig]) -> None:
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
+
+
+def _written(resolved: Resolved[TrainingConfig], file: Path) -> dict[str, Any]:
+    """The settings of the run so far; where an older version knew fewer, the others are at their defaults."""
+    layer = read_yaml(file)
+    try:
+        return parse_yaml(validate(type(resolved.config), layer).to_yaml(), NAME).values
+    except UserError:
+        return layer.values
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

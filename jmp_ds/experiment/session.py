@@ -125,6 +125,7 @@ def train(
     *,
     rates: LayerwiseRates | None = None,
     origin: Mapping[str, Any] | None = None,
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
 ) -> Outcome:
     """Train from the newest checkpoint or the beginning; leaves `best/` and `final/` bundles in the run folder.
 
@@ -135,6 +136,7 @@ def train(
         processes: collective over them.
         rates: learning-rate factors by depth.
         origin: more about where the weights come from, for the bundles' provenance.
+        finish: makes the state that bundles hold of the trained one.
     """
     config, options = resolved.config, resolved.config.train
     groups = parameter_groups(model.named_parameters(), rates)
@@ -150,7 +152,7 @@ def train(
         _loop_options(config, first_loader.epoch_length),
         validation=_validation(resolved, material, processes),
         early_stopping=_early_stopping(options.early_stopping),
-        export=_exporter(Path(config.run.dir), model, material, origin or {}),
+        export=_exporter(Path(config.run.dir), model, material, origin or {}, finish),
         describe=size_in_words,
     )
     return loop.run()
@@ -280,7 +282,11 @@ def primary_metric(metrics: Mapping[str, float], tasks: Sequence[Task], chosen: 
 
 
 def _exporter(
-    run_dir: Path, model: MultiTaskModel, material: Material, origin: Mapping[str, Any]
+    run_dir: Path,
+    model: MultiTaskModel,
+    material: Material,
+    origin: Mapping[str, Any],
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> Callable[[Literal["best", "final"], dict[str, Tensor], dict[str, Any]], None]:
     """Writes bundles into the run folder."""
     metadata = {name: dict(own.store.metadata) for name, own in material.data.items()}
@@ -288,6 +294,8 @@ def _exporter(
     def export(kind: Literal["best", "final"], state: dict[str, Tensor], about: dict[str, Any]) -> None:
         story = {**provenance(str(about["weights"]), metadata), **dict(origin), "training": about}
         # how it was trained is no property of the model
-        save_bundle(Bundle(replace(model.config, recompute=False), material.tasks, state, story), run_dir / kind)
+        save_bundle(
+            Bundle(replace(model.config, recompute=False), material.tasks, finish(state), story), run_dir / kind
+        )
 
     return export

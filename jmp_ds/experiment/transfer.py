@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
+from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.specs import Task
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,24 @@ def transfer_weights(model: nn.Module, weights: Mapping[str, Tensor], donors: Ma
             own[name].copy_(weights[source])
     used = set(sources.values())
     return Transfer(tuple(sources), _rest(own, sources), _rest(weights, used))
+
+
+def rescale_heads(model: MultiTaskModel, donors: Mapping[str, Task]) -> None:
+    """Make heads that were taken over predict in physical units what they did in the bundle, whatever the new scales.
+
+    Means and element references are not the heads' business.
+
+    Args:
+        model: with the donors' heads in place.
+        donors: by task of the model, the bundle's task that its heads are from.
+    """
+    with torch.no_grad():
+        for task in model.tasks:
+            if task.name not in donors:
+                continue
+            for label, head in cast(nn.ModuleDict, model.heads[task.name]).items():
+                last = list(cast(nn.Sequential, head))[-1]
+                cast(nn.Linear, last).weight.mul_(donors[task.name].scale(label) / task.scale(label))
 
 
 def _rest(names: Iterable[str], without: Iterable[str]) -> tuple[str, ...]:

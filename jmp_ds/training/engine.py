@@ -185,8 +185,14 @@ class Engine:
         config = options.ds_config
         check_device(config, processes.device)
         model.to(processes.device)
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        exact = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()} if config.narrow else {}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        if frozen and self.stage == 3:
+            raise UserError(f"{config.source}: ZeRO stage 3 does not go with frozen weights; use stage 0, 1 or 2")
+        self._shapes = {name: parameter.shape for name, parameter in trained.items()}
+        #: Frozen weights that DeepSpeed will round.
+        self._frozen = _copies(frozen) if config.narrow else {}
+        exact = _copies(trained) if config.narrow else {}
         self._order = OrderGuard(model, processes)
         self._optimizer = _optimizer(groups, optimizer, config, processes.device)
         if options.clip_value is not None:
@@ -368,15 +374,20 @@ class Engine:
         parameters = whole(self._masters, weights, self._shapes, self.processes)
         if not self.processes.first:
             return {}
-        return parameters | {k: v.detach().to("cpu", copy=True) for k, v in self.buffers().items()}
+        return parameters | _copies(self.buffers()) | self._frozen
 
     def buffers(self) -> dict[str, Tensor]:
-        """What of the model's state is no parameter, by name: the tensors themselves, the same in all processes."""
+        """What of the model's state is not trained, by name: the tensors themselves, the same in all processes."""
         return {k: v for k, v in self.module.state_dict().items() if k not in self._shapes}
 
     def spread_masters(self) -> None:
         """Bring the master weights, changed from outside, into everyone's model; collective."""
         self._masters.show(self.masters())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers in memory of their own, on the CPU."""
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
 
 
 class GivenGradients(torch.autograd.Function):
