@@ -29,7 +29,7 @@ _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 _STREAM_PROTOCOL = 1001
 
 #: What unpickling, the zip module and PyTorch raise on bytes that make no sense.
-_DAMAGE = (
+DAMAGE = (
     *(pickle.UnpicklingError, EOFError, zipfile.BadZipFile, UnicodeDecodeError, OverflowError),
     *(ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError),
 )
@@ -45,7 +45,7 @@ _REFUSED_BUILTINS = frozenset(
 )
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -125,29 +125,29 @@ def read_torch_file(path: str | Path) -> Any:
             file.seek(0)
             if start == _ZIP_START:
                 return _read_zip(path)
-            return _read_stream(file, path.stat().st_size)
+            return read_stream(file, path.stat().st_size)
     except RefusedFile as error:
         raise RefusedFile(f"{path}: {error}") from None
     except OSError as error:
         raise RefusedFile(f"{path}: cannot be opened ({error.strerror or error})") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise RefusedFile(f"{path}: not a PyTorch file, or a damaged or incomplete one ({error})") from None
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """A class of storages: its element type."""
 
     dtype: torch.dtype
 
 
-class _Storage(NamedTuple):
+class Storage(NamedTuple):
     """One block of memory: bytes, and the type that its elements have unless a tensor says otherwise."""
 
     bytes: Tensor
     dtype: torch.dtype
 
 
-class _Admitted:
+class Admitted:
     """A function that a file may call: cannot be changed by what the file does with it."""
 
     __slots__ = ("_function",)
@@ -160,19 +160,18 @@ class _Admitted:
         raise RefusedFile("changes a function; this is no file of weights")
 
     def __call__(self, *arguments: Any) -> Any:
+        """What the function makes of the arguments."""
         return self._function(*arguments)
 
 
-def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """A view into a storage; PyTorch checks that it stays inside."""
     return torch.as_strided(storage.bytes.view(storage.dtype), size, stride, offset)
 
 
-def _typed_tensor(
-    storage: _Storage, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, *rest: Any
-) -> Tensor:
+def _typed_tensor(storage: Storage, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, *rest: Any) -> Tensor:
     """The same for a storage without a type."""
-    return _tensor(_Storage(storage.bytes, rest[0]), offset, size, stride)
+    return _tensor(Storage(storage.bytes, rest[0]), offset, size, stride)
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
@@ -219,33 +218,35 @@ def _placeholder(name: str) -> type[Placeholder]:
     return type("Placeholder", (Placeholder,), {"name": name, "__slots__": ()})
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickler that resolves every name here, and storages by a given function."""
+class RestrictedUnpickler(pickle.Unpickler):
+    """Unpickler that resolves every name in `find_class`, and storages by a given function; nothing is imported."""
 
-    def __init__(self, file: IO[bytes], storage: Callable[[_Kind, str, int], Tensor] | None = None) -> None:
+    def __init__(self, file: IO[bytes], storage: Callable[[Kind, str, int], Tensor] | None = None) -> None:
         super().__init__(file)
         self._storage = storage
 
     def find_class(self, module: str, name: str, /) -> Any:
+        """What a name stands for here."""
         module = _OLD_MODULES.get(module, module)
         full = f"{module}.{name}"
         if full in _ADMITTED:
-            return _Admitted(_ADMITTED[full])
-        if module in ("torch", "torch.storage", "torch.cuda") and name in _STORAGE_DTYPES:
-            return _Kind(_STORAGE_DTYPES[name])
+            return Admitted(_ADMITTED[full])
+        if module in ("torch", "torch.storage", "torch.cuda") and name in STORAGE_DTYPES:
+            return Kind(STORAGE_DTYPES[name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module.split(".")[0] in _REFUSED_MODULES or (module == "builtins" and name in _REFUSED_BUILTINS):
             raise RefusedFile(f"names {full}, which runs code: it was not made to be read. Nothing was executed")
         return _placeholder(full)
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage that a reference means."""
         if self._storage is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise RefusedFile(f"has a reference that is no tensor ({pid!r})")
         _, kind, key, _location, length, *view = pid
-        if not isinstance(kind, _Kind) or any(v is not None for v in view):
+        if not isinstance(kind, Kind) or any(v is not None for v in view):
             raise RefusedFile(f"has a tensor of a kind that is not supported ({kind!r})")
-        return _Storage(self._storage(kind, str(key), int(length)), kind.dtype)
+        return Storage(self._storage(kind, str(key), int(length)), kind.dtype)
 
 
 def _read_zip(path: Path) -> Any:
@@ -260,7 +261,7 @@ def _read_zip(path: Path) -> Any:
             raise RefusedFile("was written on a big-endian machine, which is not supported")
         blocks: dict[str, Tensor] = {}
 
-        def storage(kind: _Kind, key: str, length: int) -> Tensor:
+        def storage(kind: Kind, key: str, length: int) -> Tensor:
             if key not in blocks:
                 info = entries.get(f"{prefix}data/{key}")
                 if info is None:
@@ -271,7 +272,7 @@ def _read_zip(path: Path) -> Any:
             return blocks[key]
 
         with archive.open(pickles[0]) as file:
-            return _Reader(file, storage).load()
+            return RestrictedUnpickler(file, storage).load()
 
 
 def _entry_bytes(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
@@ -287,18 +288,22 @@ def _entry_bytes(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(info.file_size,)))
 
 
-def _read_stream(file: IO[bytes], file_size: int) -> Any:
-    """The format before PyTorch 1.6: several pickles, then the storages one after the other."""
-    if _Reader(file).load() != _STREAM_MAGIC:
+def read_stream(file: IO[bytes], file_size: int, unpickler: type[RestrictedUnpickler] = RestrictedUnpickler) -> Any:
+    """The format before PyTorch 1.6: several pickles, then the storages one after the other.
+
+    Raises:
+        RefusedFile: it is no such stream, is cut off, or names something that runs code.
+    """
+    if unpickler(file).load() != _STREAM_MAGIC:
         raise RefusedFile("is no PyTorch file, or one of PyTorch before 0.4")
-    if _Reader(file).load() != _STREAM_PROTOCOL:
+    if unpickler(file).load() != _STREAM_PROTOCOL:
         raise RefusedFile("has an unknown version of PyTorch's file format")
-    if not _Reader(file).load().get("little_endian", True):
+    if not unpickler(file).load().get("little_endian", True):
         raise RefusedFile("was written on a big-endian machine, which is not supported")
     blocks: dict[str, Tensor] = {}
     itemsize: dict[str, int] = {}
 
-    def storage(kind: _Kind, key: str, length: int) -> Tensor:
+    def storage(kind: Kind, key: str, length: int) -> Tensor:
         if key not in blocks:
             size = length * kind.dtype.itemsize
             if not 0 <= size <= file_size:
@@ -306,8 +311,8 @@ def _read_stream(file: IO[bytes], file_size: int) -> Any:
             blocks[key], itemsize[key] = torch.empty(size, dtype=torch.uint8), kind.dtype.itemsize
         return blocks[key]
 
-    result = _Reader(file, storage).load()
-    for key in _Reader(file).load():
+    result = unpickler(file, storage).load()
+    for key in unpickler(file).load():
         block = blocks[str(key)]
         length = int.from_bytes(file.read(8), "little")
         if length * itemsize[str(key)] != block.numel():

@@ -27,6 +27,8 @@ from jmp_ds.data.record import FloatArray, Record
 #: Frames of one set of atoms, and frames altogether, that are kept for comparison.
 FRAMES_PER_KEY = 1000
 FRAMES = 4000
+#: Records looked at; what comes later in a file changes no judgement.
+LOOKED = 200_000
 #: Pairs needed for a judgement; correlation of work and energy from which units are called consistent, and from which wrong
 #: ones are called wrong; ratios of energy to work that are believed. Right units gave 0.49 to 1.3 on all real sets tried,
 #: so that a factor of 23 is outside either way.
@@ -76,12 +78,16 @@ class UnitCheck:
     def __init__(self) -> None:
         self._kept: dict[bytes, _Frames] = {}
         self._count = 0
+        self._looked = 0
         self._bound: list[float] = []
         self._force: list[float] = []
 
     def add(self, records: Iterable[Record]) -> None:
         """Look at some records; they should come in the order of the file."""
         for record in records:
+            if self.full:
+                return
+            self._looked += 1
             energy, forces = record.labels.get("energy"), record.labels.get("forces")
             if energy is not None and len(self._bound) < 10 * FRAMES:
                 atoms = THOMAS_FERMI * float((record.atomic_numbers.astype(float) ** (7 / 3)).sum())
@@ -90,6 +96,12 @@ class UnitCheck:
                 self._force.append(float(np.sqrt(np.mean(np.square(forces)))))
             if energy is not None and forces is not None and self._count < FRAMES:
                 self._keep(record, float(energy), forces)
+
+    @property
+    def full(self) -> bool:
+        """Whether further records would change nothing."""
+        enough = len(self._bound) >= 10 * FRAMES and len(self._force) >= 10 * FRAMES and self._count >= FRAMES
+        return enough or self._looked >= LOOKED
 
     def _keep(self, record: Record, energy: float, forces: FloatArray) -> None:
         """Remember one frame."""

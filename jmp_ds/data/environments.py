@@ -43,5 +43,5 @@ def read_only(path: Path, *, readahead: bool = False) -> lmdb.Environment:
             )
             _opened[key] = environment
     except (lmdb.Error, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a shard of a store: {error}") from error
+        raise UserError(f"{path}: cannot be read as an LMDB file: {error}") from error
     return environment

@@ -140,8 +140,13 @@ def make_record(
     except (TypeError, ValueError) as error:
         raise BadRecord("shape", f"an array could not be understood: {error}") from error
     _check_shapes(positions, numbers, rows, values, tag, held)
-    _check_values(positions, numbers, rows, values, tag)
-    rows = complete_cell(rows, periodic)
+    _check_values(positions, numbers, rows, values, tag if tags is not None else None)
+    if cell is None and not periodic.any():
+        rows = (
+            np.eye(3) * OPEN_LENGTH
+        )  # what `complete_cell` makes of no cell, a fifth of the time for a small molecule
+    else:
+        rows = complete_cell(rows, periodic)
     _check_distances(positions, rows, periodic)
     return Record(
         pos=positions,
@@ -235,16 +240,21 @@ def _check_shapes(
 
 
 def _check_values(
-    pos: NDArray[Any], numbers: NDArray[Any], cell: NDArray[Any], labels: Mapping[str, NDArray[Any]], tags: NDArray[Any]
+    pos: NDArray[Any],
+    numbers: NDArray[Any],
+    cell: NDArray[Any],
+    labels: Mapping[str, NDArray[Any]],
+    tags: NDArray[Any] | None,
 ) -> None:
-    """Finite numbers, known elements, known tags."""
+    """Finite numbers, known elements, known tags (None: the default ones)."""
     known = (numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers == np.floor(numbers))
     if not known.all():
         raise BadRecord("unknown_element", f"atomic number {numbers[~known][0]:g} of atom {int(np.argmin(known))}")
-    for name, array in {"positions": pos, "cell": cell, **{f"label {k!r}": v for k, v in labels.items()}}.items():
+    for name, array in {"positions": pos, "cell": cell, **labels}.items():
         if not np.isfinite(array).all():
+            name = f"label {name!r}" if name in labels else name
             raise BadRecord("not_finite", f"{name} hold {int((~np.isfinite(array)).sum())} values that are not finite")
-    if not np.isin(tags, (0, 1, 2)).all():
+    if tags is not None and not np.isin(tags, (0, 1, 2)).all():
         raise BadRecord("bad_tag", f"tags {np.unique(tags).tolist()}; only 0, 1 and 2 are known")
 
 
@@ -265,9 +275,9 @@ def _check_distances(pos: FloatArray, cell: FloatArray, pbc: NDArray[np.bool_]) 
             images[..., ~pbc] = 0.0
             delta -= images @ cell
         distance2 = np.einsum("ijk,ijk->ij", delta, delta)
-        distance2[np.tril_indices(stop - start, m=n - start)] = np.inf
-        i, j = np.unravel_index(int(np.argmin(distance2)), distance2.shape)
-        if distance2[i, j] < COINCIDENT**2:
+        distance2[np.tri(stop - start, n - start, dtype=bool)] = np.inf
+        if distance2.min() < COINCIDENT**2:
+            i, j = np.unravel_index(int(np.argmin(distance2)), distance2.shape)
             distance = float(np.sqrt(distance2[i, j]))
             raise BadRecord(
                 "coincident_atoms", f"atoms {start + int(i)} and {start + int(j)} lie {distance:.3g} Å apart"

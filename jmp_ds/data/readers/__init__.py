@@ -1,6 +1,7 @@
 """Readers, one file per on-disk format: files in, blocks of records out, and what was skipped and why.
 
-A reader is a module with `ABOUT` (what the format is, its units, its level of theory) and `blocks(path, options)`.
+A reader is a module with `ABOUT` (what the format is, its units, its level of theory) and `blocks(path, options)`; where
+parts of a file can be read apart from one another, also `units(path, options)` (see `base.Reader`).
 Units are never guessed from the names of keys: the person who converts names the format, and the format states its
 units.
 """
@@ -33,6 +34,11 @@ READERS = {
     "spice": "spice",
     "mlearn": "mlearn",
     "table": "table",
+    "ocp": "ocp",
+    "aselmdb": "aselmdb",
+    "qm9-pyg": "qm9_pyg",
+    "qmof": "qmof",
+    "pdbbind": "pdbbind",
     "cif": "cif",
 }
 
@@ -48,4 +54,4 @@ def reader(name: str) -> Reader:
     if name not in READERS:
         raise UserError(f"unknown format {name!r}; known are {', '.join(sorted(READERS))}")
     module = importlib.import_module(f"jmp_ds.data.readers.{READERS[name]}")
-    return Reader(name=name, about=module.ABOUT, blocks=module.blocks)
+    return Reader(name=name, about=module.ABOUT, blocks=module.blocks, units=getattr(module, "units", None))

@@ -82,6 +82,7 @@ class ReaderOptions:
         level: which of several levels of theory in one file.
         structure_key: column that holds the structure.
         table: a CSV file with labels, its first column (or `id_key`) naming structures.
+        span: only these units of the file, first and behind the last (see `Reader.units`); set by the conversion.
     """
 
     labels: tuple[LabelSpec, ...] = ()
@@ -92,15 +93,28 @@ class ReaderOptions:
     level: str = ""
     structure_key: str = ""
     table: Path | None = None
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A format's name, its description, and the function that reads one file (or folder) of it."""
+    """A format's name, its description, and the function that reads one file (or folder) of it.
+
+    Attributes:
+        units: in how many units (frames, groups, records) a file can be read apart from one another, and how many of
+            them make a good portion; None for formats that are read from end to end.
+    """
 
     name: str
     about: About
     blocks: Callable[[Path, ReaderOptions], Iterator[Block]]
+    units: Callable[[Path, ReaderOptions], tuple[int, int]] | None = None
+
+
+def chosen_units(options: ReaderOptions, count: int) -> range:
+    """The units of a file that are to be read: all, or those of the span."""
+    first, last = options.span or (0, count)
+    return range(max(0, first), min(last, count))
 
 
 class Collector:
