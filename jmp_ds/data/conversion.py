@@ -34,6 +34,7 @@ class ConversionReport:
         units: file -> finding of the check of units, where there was something to compare.
         failure: why there is no store, in words; empty if all went well.
         seconds: wall time.
+        resumed: structures that an earlier, interrupted conversion had finished.
     """
 
     store: Path
@@ -44,6 +45,7 @@ class ConversionReport:
     units: dict[str, UnitVerdict] = field(default_factory=dict)
     failure: str = ""
     seconds: float = 0.0
+    resumed: int = 0
 
     @property
     def skipped(self) -> int:

@@ -1,36 +1,40 @@
 """From source files to a store: read, check, write, and tell what was left out and why.
 
-The store is written under `NAME.partial` and moved to its name when it is whole. A conversion that fails, is interrupted or
-meets too many bad structures leaves nothing under the name (an old store of that name stays), and one that is killed leaves
-only the partial one, which says so itself.
+The store is written under `NAME.partial` and moved to its name when it is whole. A conversion that fails or meets too many
+bad structures leaves nothing under either name (an old store of that name stays). One that is interrupted or killed
+leaves the partial one, which says so itself; the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jmp_ds.data.checks import UnitCheck, UnitVerdict
+from jmp_ds.data.assembly import STATE, Assembly, State, remaining
 from jmp_ds.data.conversion import ConversionReport
 from jmp_ds.data.layout import is_store
+from jmp_ds.data.part_work import Work, ready
+from jmp_ds.data.parts import Part, Wanted, fingerprint, plan
 from jmp_ds.data.provenance import provenance
 from jmp_ds.data.readers import reader
-from jmp_ds.data.readers.base import Block, Reader, ReaderOptions, Skip
-from jmp_ds.data.record import Record
+from jmp_ds.data.readers.base import Reader, ReaderOptions
 from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json
 
-#: A conversion of which nothing at all is good after this many structures is stopped.
-HOPELESS = 2000
 _STORED_NOTES = 20
+#: Sources (bytes) from which several processes are quicker than one.
+_WORTH_STARTING = 32 << 20
+_PARTS, _LOCK = "parts", "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class ConvertOptions:
         shard_size: structures per file of the store.
         describe: level_of_theory, licence, citation, energy, ...: what the store is to say, over what the format says.
         progress: show a progress bar on a terminal.
+        processes: how many read the sources; the store does not depend on it.
     """
 
     max_bad: float = 0.01
@@ -56,6 +61,7 @@ class ConvertOptions:
     shard_size: int = SHARD_SIZE
     describe: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
+    processes: int = 1
 
 
 def convert(
@@ -66,7 +72,7 @@ def convert(
     reader_options: ReaderOptions | None = None,
     options: ConvertOptions | None = None,
 ) -> ConversionReport:
-    """Read all sources in one format and write one store.
+    """Read all sources in one format and write one store; go on where the same conversion was interrupted.
 
     Args:
         sources: files, or folders that are searched for the format's file names.
@@ -79,7 +85,8 @@ def convert(
         The report; `failed` if more structures were bad than allowed, and then there is no store.
 
     Raises:
-        UserError: a source cannot be read, the store exists, or units cannot be what the format says.
+        UserError: a source cannot be read, the store exists, another process is writing it, or units cannot be what the
+            format says.
     """
     chosen, how = reader(format), options or ConvertOptions()
     told = reader_options or ReaderOptions()
@@ -89,30 +96,95 @@ def convert(
     staging = target.with_name(target.name + ".partial")
     report = ConversionReport(store=target)
     start = time.monotonic()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    writer = StoreWriter(staging, {"incomplete": True}, shard_size=how.shard_size, overwrite=is_store(staging))
-    try:
-        facts = _copy(files, chosen, told, how, writer, report)
-        report.failure = _failure(report, how)
-        if report.failure:
-            writer.abort()
-            shutil.rmtree(staging)
-        else:
-            # Facts of the files are known only now; the marker that makes the store valid is written after them.
-            metadata = provenance(files, chosen, told, facts)
-            found = report.units["all files"].message if "all files" in report.units else "nothing to compare"
-            metadata |= {"skipped": {code: r.count for code, r in sorted(report.reasons.items())}, "unit_check": found}
-            metadata |= {"notes": report.notes[:_STORED_NOTES], **how.describe}
-            write_json(staging / "metadata.json", metadata)
-            writer.close()
-            _put_in_place(staging, target)
-    except BaseException:
-        # Interruption included: nothing half-done may stay behind.
-        writer.abort()
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    parts = plan(files, chosen, told)
+    rest = [how.require, how.allow_unlabelled, how.trust_units, how.shard_size]
+    mark = fingerprint(parts, format, told, rest)
+    _check_staging(staging)
+    with _locked(staging):
+        try:
+            facts = _assemble(parts, Work(staging / _PARTS, format, told, _wanted(how)), mark, how, report)
+            report.failure = _failure(report, how)
+            if report.failure:
+                shutil.rmtree(staging)
+            else:
+                _describe(staging, provenance(files, chosen, told, facts), report, how)
+                _put_in_place(staging, target)
+        except Exception:
+            # Only an interruption, or an end without warning, leaves something to go on from.
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
     report.seconds = time.monotonic() - start
     return report
+
+
+def _wanted(how: ConvertOptions) -> Wanted:
+    return Wanted(how.require, how.allow_unlabelled)
+
+
+def _assemble(
+    parts: Sequence[Part], work: Work, mark: str, how: ConvertOptions, report: ConversionReport
+) -> dict[str, list[str]]:
+    """Read what is not read yet, write what is not written yet; returns what the sources said of themselves."""
+    staging = work.folder.parent
+    state = State.read(staging, mark)
+    if state is None:
+        _clear(staging)
+        state = State(mark)
+        state.write(staging)
+    report.resumed = state.sealed.length
+    # Facts of the files are known only later; the marker that makes the store valid is written after them.
+    writer = StoreWriter(staging, {"incomplete": True}, shard_size=how.shard_size, sealed=state.sealed)
+    try:
+        assembly = Assembly(writer, report, state, trust_units=how.trust_units)
+        rest = list(remaining(parts, state))
+        with _progress(parts, len(parts) - len(rest), how.progress, report) as (seen, watched):
+            assembly.take(watched(ready(work, rest, how.processes, seen)))
+        if not report.written or assembly.hopeless:
+            writer.abort()
+        else:
+            writer.close()
+    except BaseException:
+        writer.abort()
+        raise
+    return assembly.facts
+
+
+def _describe(staging: Path, metadata: dict[str, object], report: ConversionReport, how: ConvertOptions) -> None:
+    """What the store says of itself."""
+    found = report.units["all files"].message if "all files" in report.units else "nothing to compare"
+    metadata |= {"skipped": {code: r.count for code, r in sorted(report.reasons.items())}, "unit_check": found}
+    metadata |= {"notes": report.notes[:_STORED_NOTES], **how.describe}
+    write_json(staging / "metadata.json", metadata)
+
+
+def _check_staging(staging: Path) -> None:
+    """Make the folder; one that holds anything but a begun conversion is somebody's."""
+    staging.mkdir(parents=True, exist_ok=True)
+    ours = (staging / _LOCK).is_file() or (staging / STATE).is_file() or is_store(staging)
+    if any(staging.iterdir()) and not ours:
+        raise UserError(
+            f"store {staging}: the folder holds other files, and is needed for the conversion; move it away"
+        )
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """Only one process writes a store."""
+    with (staging / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{staging}: another process is writing this store; wait for it, or name another") from None
+        yield
+
+
+def _clear(staging: Path) -> None:
+    """Remove what another conversion left in the folder."""
+    for old in staging.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != _LOCK:
+            old.unlink()
 
 
 def find_sources(sources: Sequence[str | Path], chosen: Reader) -> list[Path]:
@@ -152,81 +224,15 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _put_in_place(staging: Path, target: Path) -> None:
     """Move the finished store to its name; an old one is removed only after that."""
+    shutil.rmtree(staging / _PARTS, ignore_errors=True)
+    for name in (STATE, _LOCK):
+        (staging / name).unlink(missing_ok=True)
     old = target.with_name(target.name + ".replaced")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _copy(
-    files: Sequence[Path],
-    chosen: Reader,
-    told: ReaderOptions,
-    how: ConvertOptions,
-    writer: StoreWriter,
-    report: ConversionReport,
-) -> dict[str, list[str]]:
-    """Read every file into the writer; returns the facts the files tell about themselves."""
-    facts: dict[str, list[str]] = {}
-    overall = UnitCheck()
-    for file, blocks in _with_progress(files, chosen, told, how.progress, report):
-        check = UnitCheck()
-        dull = 0
-        for block in blocks:
-            good, skipped = _select(block, how)
-            check.add(good)
-            overall.add(good)
-            dull += sum(bool(r.pbc.any()) and not (r.tags > 0).any() for r in good)
-            writer.append(good)
-            report.written += len(good)
-            report.skip(skipped)
-            for key, value in block.facts.items():
-                if value not in facts.setdefault(key, []):
-                    facts[key].append(value)
-            if report.written == 0 and report.skipped >= HOPELESS:
-                return facts
-        report.files += 1
-        _judge_units(str(file), check.verdict(), how, report)
-        if dull:
-            report.notes.append(
-                f"{file}: {dull} periodic structures have no atom with tag 1 or 2, so that none of their bonds is the "
-                "middle of a quadruplet; are these really OCP's tags?"
-            )
-    _judge_units("all files", overall.verdict(), how, report)
-    return facts
-
-
-def _select(block: Block, how: ConvertOptions) -> tuple[list[Record], list[Skip]]:
-    """Those records of a block that have the labels that are asked for."""
-    good: list[Record] = []
-    skipped = list(block.skipped)
-    for record in block.records:
-        missing = [name for name in how.require if name not in record.labels]
-        if missing:
-            skipped.append(Skip("missing_label", record.id, f"no label {missing}; there are {sorted(record.labels)}"))
-        elif not record.labels and not how.allow_unlabelled:
-            keys = f"its keys are {sorted(record.info)}" if record.info else "it has no other values either"
-            skipped.append(
-                Skip("missing_label", record.id, f"no label at all; {keys}; name one with --label NAME=KEY:UNIT")
-            )
-        else:
-            good.append(record)
-    return good, skipped
-
-
-def _judge_units(name: str, verdict: UnitVerdict, how: ConvertOptions, report: ConversionReport) -> None:
-    """Keep the finding; stop if units cannot be right."""
-    if verdict.pairs or verdict.status == "refused":
-        report.units[name] = verdict
-    if verdict.status != "refused":
-        return
-    if not how.trust_units:
-        raise UserError(
-            f"{name}: {verdict.message}. Name the format or the units that fit; --trust-units converts all the same"
-        )
-    report.notes.append(f"{name}: taken all the same, though {verdict.message}")
 
 
 def _failure(report: ConversionReport, how: ConvertOptions) -> str:
@@ -241,10 +247,14 @@ def _failure(report: ConversionReport, how: ConvertOptions) -> str:
     return ""
 
 
-def _with_progress(
-    files: Sequence[Path], chosen: Reader, told: ReaderOptions, show: bool, report: ConversionReport
-) -> Iterator[tuple[Path, Iterator[Block]]]:
-    """Each file with its blocks, while a bar shows how far it is."""
+Watched = Callable[[Iterator[tuple[Part, Path]]], Iterator[tuple[Part, Path]]]
+
+
+@contextmanager
+def _progress(
+    parts: Sequence[Part], finished: int, show: bool, report: ConversionReport
+) -> Iterator[tuple[Callable[[int], None], Watched]]:
+    """A bar over the parts, and two functions: to be told of structures read, and to watch parts come."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -253,14 +263,31 @@ def _with_progress(
     )
     bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     with bar if show else nullcontext():
-        task = bar.add_task("convert", total=float(len(files)), taken=0)
+        task = bar.add_task("convert", total=float(len(parts)), completed=finished, taken=report.resumed)
+        read = report.resumed
 
-        def watched(at: int, file: Path) -> Iterator[Block]:
-            for block in chosen.blocks(file, told):
-                yield block
-                bar.update(task, completed=at + (block.done or 0.0), taken=report.written)
+        def seen(structures: int) -> None:
+            nonlocal read
+            read += structures
+            bar.update(task, taken=read)
 
-        for at, file in enumerate(files):
-            bar.update(task, description=file.name)
-            yield file, watched(at, file)
-            bar.update(task, completed=at + 1)
+        def watched(coming: Iterator[tuple[Part, Path]]) -> Iterator[tuple[Part, Path]]:
+            for part, file in coming:
+                bar.update(task, description=part.path.name)
+                yield part, file
+                bar.advance(task)
+
+        yield seen, watched
+
+
+def processes_for(sources: Sequence[Path], asked: int) -> int:
+    """How many processes are worth their start for these sources: those asked for, else all cores unless it is little.
+
+    Args:
+        sources: files or folders.
+        asked: 0 for all cores.
+    """
+    if asked:
+        return asked
+    size = sum(p.stat().st_size for s in sources for p in (s.rglob("*") if s.is_dir() else [s]) if p.is_file())
+    return len(os.sched_getaffinity(0)) if size > _WORTH_STARTING else 1

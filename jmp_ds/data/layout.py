@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmp_ds.errors import UserError
@@ -26,6 +26,26 @@ class Shard:
     count: int
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """How far a store that is being written has come: its finished shards, and what is counted over them.
+
+    Attributes:
+        shards: the finished shard files in order.
+        labels: by name, how many structures in them carry the label.
+        elements: atomic numbers that occur in them, ascending.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
+    elements: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Structures in the finished shards."""
+        return sum(shard.count for shard in self.shards)
 
 
 @dataclass(frozen=True)
