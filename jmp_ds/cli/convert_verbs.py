@@ -47,6 +47,7 @@ def convert(
     ] = 0.01,
     trust_units: Annotated[bool, typer.Option("--trust-units", help="go on where the check of units refuses")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a store of that name")] = False,
+    processes: Annotated[int, typer.Option(min=0, help="that read the sources; 0 takes every core if it pays")] = 0,
     describe: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE for the store's metadata, e.g. level_of_theory=PBE; may be repeated"),
@@ -55,9 +56,10 @@ def convert(
     """Convert files of labelled structures into a store.
 
     Units are those that the format states; energies are compared with forces where both are there. What cannot be used
-    is left out and counted by reason. Exit code 1 if more is left out than `--max-bad` allows.
+    is left out and counted by reason. Exit code 1 if more is left out than `--max-bad` allows. After an interruption the
+    same command goes on where it was.
     """
-    from jmp_ds.data.convert import ConvertOptions, convert
+    from jmp_ds.data.convert import ConvertOptions, convert, processes_for
     from jmp_ds.data.readers.base import ReaderOptions
     from jmp_ds.data.units import LabelSpec
 
@@ -87,10 +89,13 @@ def convert(
             allow_unlabelled=allow_unlabelled,
             trust_units=trust_units,
             overwrite=overwrite,
+            processes=processes_for(paths[:-1], processes),
             describe=dict(_pair(text) for text in describe or ()),
         ),
     )
     console = Console()
+    if report.resumed:
+        typer.echo(f"went on behind {report.resumed} structures of an interrupted conversion")
     if report.skipped:
         console.print(report.table())
     for note in report.notes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -156,7 +157,7 @@ def write_part(path: Path, pieces: Iterable[Piece], told_of: Callable[[Piece], N
         pieces: what `read_part` yields.
         told_of: called after each piece.
     """
-    draft = path.with_suffix(".tmp")
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
     with draft.open("wb") as file:
         for piece in pieces:
             packed = piece.packed

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jmp_ds.data.readers.arrays import hdf5_groups, open_hdf5
-from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions
+from jmp_ds.data.readers.arrays import hdf5_names, hdf5_units, open_hdf5
+from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions, chosen_units
 from jmp_ds.data.record import BadRecord
 from jmp_ds.data.units import ENERGY
 from jmp_ds.errors import UserError
@@ -24,6 +24,16 @@ ABOUT = About(
     labels={"energy": "eV", "forces": "eV/Å"},
 )
 LEVEL = "wb97x_dz"
+_KEYS = ("atomic_numbers", "coordinates")
+
+
+def units(path: Path, options: ReaderOptions) -> tuple[int, int]:
+    """Groups (formulas) of the file.
+
+    Raises:
+        UserError: not such a file.
+    """
+    return hdf5_units(path, *_KEYS)
 
 
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
@@ -39,8 +49,10 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     collector = Collector(facts)
     with open_hdf5(path) as file:
         found = False
-        groups = list(hdf5_groups(file, "atomic_numbers", "coordinates"))
-        for at, (name, group) in enumerate(groups):
+        names = hdf5_names(file, *_KEYS)
+        chosen = chosen_units(options, len(names))
+        for at, name in zip(chosen, names[chosen.start : chosen.stop], strict=True):
+            group = file[name]
             if f"{level}.energy" not in group:
                 continue
             found = True
@@ -61,8 +73,8 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
                 else:
                     collector.skip(BadRecord("missing_label", f"neither energy nor forces at {level} (NaN)"), where)
                 if collector.full:
-                    yield collector.take((at + (i + 1) / len(energy)) / len(groups))
-        if not found:
-            levels = sorted({key.split(".")[0] for key in groups[0][1] if key.endswith(".energy")})
+                    yield collector.take((at - chosen.start + (i + 1) / len(energy)) / len(chosen))
+        if not found and not any(f"{level}.energy" in file[name] for name in names):
+            levels = sorted({key.split(".")[0] for key in file[names[0]] if key.endswith(".energy")})
             raise UserError(f"{path} has no energies at level {level!r}; there are {levels}")
     yield collector.take(1.0)

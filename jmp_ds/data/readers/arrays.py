@@ -60,8 +60,12 @@ def open_hdf5(path: Path) -> h5py.File:
         raise UserError(f"{path} cannot be read as HDF5: {error}") from error
 
 
-def hdf5_groups(file: h5py.File, *keys: str) -> Iterator[tuple[str, h5py.Group]]:
-    """Every group, at any depth and in the file's order, that holds all the given data sets.
+#: Groups of an HDF5 file that make a portion.
+GROUPS_PER_PORTION = 100
+
+
+def hdf5_names(file: h5py.File, *keys: str) -> list[str]:
+    """Names of every group, at any depth and in the file's order, that holds all the given data sets.
 
     Raises:
         UserError: there is none.
@@ -75,8 +79,27 @@ def hdf5_groups(file: h5py.File, *keys: str) -> Iterator[tuple[str, h5py.Group]]
     file.visititems(visit)
     if not names:
         raise UserError(f"{file.filename} has no group with {list(keys)}; is the format the right one?")
-    for name in names:
+    return names
+
+
+def hdf5_groups(file: h5py.File, *keys: str) -> Iterator[tuple[str, h5py.Group]]:
+    """Those groups with their names.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in hdf5_names(file, *keys):
         yield name, file[name]
+
+
+def hdf5_units(path: Path, *keys: str) -> tuple[int, int]:
+    """How many such groups a file has, and how many make a portion.
+
+    Raises:
+        UserError: it is no HDF5 file, or has none.
+    """
+    with open_hdf5(path) as file:
+        return len(hdf5_names(file, *keys)), GROUPS_PER_PORTION
 
 
 def numbers_of(species: Any) -> NDArray[np.int64]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jmp_ds.data.readers.arrays import need, open_npz
-from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions
+from jmp_ds.data.readers.base import BLOCK_SIZE, About, Block, Collector, ReaderOptions, chosen_units
+from jmp_ds.data.readers.npz_rows import NpzFile
 from jmp_ds.data.record import BadRecord
 from jmp_ds.data.units import ENERGY, LENGTH, spell
 from jmp_ds.errors import UserError
@@ -29,50 +30,88 @@ ABOUT = About(
 )
 
 
+KEYS = {"z": "z", "R": "R", "E": "E", "F": "F"}
+PORTION = 10_000
+
+
+def units(path: Path, options: ReaderOptions) -> tuple[int, int]:
+    """Frames of the file.
+
+    Raises:
+        UserError: not such a file.
+    """
+    return frames_of(path, KEYS)
+
+
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     """Every frame. The frames are of one trajectory, so they get no group: a split by molecule could not divide them.
 
     Raises:
         UserError: keys are missing or shapes do not fit.
     """
-    yield from trajectory(path, {"z": "z", "R": "R", "E": "E", "F": "F"})
+    yield from trajectory(path, KEYS, options)
 
 
-def trajectory(path: Path, keys: dict[str, str]) -> Iterator[Block]:
+def frames_of(path: Path, keys: dict[str, str]) -> tuple[int, int]:
+    """Frames of a file with these keys, and how many make a portion."""
+    need(open_npz(path), {"E": keys["E"]}, path)
+    with NpzFile(path) as file:
+        return int(np.prod(file.rows(keys["E"]).shape)), PORTION
+
+
+def trajectory(path: Path, keys: dict[str, str], options: ReaderOptions) -> Iterator[Block]:
     """Frames of one molecule, kcal/mol unless the file names its units.
 
     Args:
         path: an .npz file.
         keys: names in the file of z [n], R [f, n, 3], E [f] or [f, 1] and F [f, n, 3].
+        options: heeds span.
 
     Raises:
         UserError: keys are missing, shapes do not fit, or a named unit is unknown.
     """
-    file = open_npz(path)
-    arrays = need(file, keys, path)
-    numbers, pos, forces = arrays["z"], arrays["R"], arrays["F"]
-    energy = arrays["E"].reshape(-1)
-    frames = len(energy)
-    if numbers.ndim != 1 or pos.shape != (frames, len(numbers), 3) or forces.shape != pos.shape:
-        raise UserError(
-            f"{path}: shapes do not fit one molecule: z {numbers.shape}, R {pos.shape}, E {arrays['E'].shape}, "
-            f"F {forces.shape}; padded files of many molecules are format qm7x"
-        )
-    text = {key: _text(file[key]) for key in ("name", "theory", "e_unit", "r_unit") if key in file}
+    small = open_npz(path)
+    numbers = need(small, {"z": keys["z"]}, path)["z"]
+    text = {key: _text(small[key]) for key in ("name", "theory", "e_unit", "r_unit") if key in small}
+    e, r = _factors(path, text)
+    missing = [key for key in keys.values() if key not in small]
+    if missing:
+        raise UserError(f"{path} lacks {missing}, it has {sorted(small)}; is the format the right one?")
+    info = {"molecule": text["name"]} if text.get("name") else {}
+    collector = Collector({"level_of_theory": text["theory"]} if text.get("theory") else {})
+    with NpzFile(path) as file:
+        rows = {name: file.rows(keys[name]) for name in "REF"}
+        frames = int(np.prod(rows["E"].shape))
+        if numbers.ndim != 1 or rows["R"].shape != (frames, len(numbers), 3) or rows["F"].shape != rows["R"].shape:
+            raise UserError(
+                f"{path}: shapes do not fit one molecule: z {numbers.shape}, R {rows['R'].shape}, E {rows['E'].shape}, "
+                f"F {rows['F'].shape}; padded files of many molecules are format qm7x"
+            )
+        chosen = chosen_units(options, frames)
+        for array in rows.values():
+            array.skip(chosen.start)
+        for start in range(chosen.start, chosen.stop, BLOCK_SIZE):
+            count = min(BLOCK_SIZE, chosen.stop - start)
+            pos, forces = rows["R"].read(count) * r, rows["F"].read(count) * (e / r)
+            energy = rows["E"].read(count).reshape(-1) * e
+            for i in range(count):
+                where = f"{path.stem}#{start + i}"
+                labels = {"energy": energy[i], "forces": forces[i]}
+                collector.add(where, pos=pos[i], atomic_numbers=numbers, id=where, labels=labels, info=info)
+            yield collector.take((start + count - chosen.start) / len(chosen))
+    yield collector.take(1.0)
+
+
+def _factors(path: Path, text: dict[str, str]) -> tuple[float, float]:
+    """eV per unit of energy and Å per unit of length in a file.
+
+    Raises:
+        UserError: it names units that are not known.
+    """
     e_unit, r_unit = spell(text.get("e_unit") or "kcal/mol"), spell(text.get("r_unit") or "Å")
     if e_unit not in ENERGY or r_unit not in LENGTH:
         raise UserError(f"{path} names units {e_unit!r} and {r_unit!r}, which are not known")
-    e, r = ENERGY[e_unit], LENGTH[r_unit]
-    facts = {"level_of_theory": text["theory"]} if text.get("theory") else {}
-    info = {"molecule": text["name"]} if text.get("name") else {}
-    collector = Collector(facts)
-    for i in range(frames):
-        where = f"{path.stem}#{i}"
-        labels = {"energy": energy[i] * e, "forces": forces[i] * (e / r)}
-        collector.add(where, pos=pos[i] * r, atomic_numbers=numbers, id=where, labels=labels, info=info)
-        if collector.full:
-            yield collector.take((i + 1) / frames)
-    yield collector.take(1.0)
+    return ENERGY[e_unit], LENGTH[r_unit]
 
 
 def _text(array: np.ndarray) -> str:

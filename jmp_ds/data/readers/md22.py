@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jmp_ds.data.readers.base import About, Block, ReaderOptions
-from jmp_ds.data.readers.md17 import trajectory
+from jmp_ds.data.readers.md17 import frames_of, trajectory
 
 ABOUT = About(
     title="MD22 .npz (z, R, E, F), one molecule",
@@ -20,10 +20,22 @@ ABOUT = About(
 )
 
 
+KEYS = {"z": "z", "R": "R", "E": "E", "F": "F"}
+
+
+def units(path: Path, options: ReaderOptions) -> tuple[int, int]:
+    """Frames of the file.
+
+    Raises:
+        UserError: not such a file.
+    """
+    return frames_of(path, KEYS)
+
+
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     """Every frame; see `md17.blocks` on groups.
 
     Raises:
         UserError: keys are missing or shapes do not fit.
     """
-    yield from trajectory(path, {"z": "z", "R": "R", "E": "E", "F": "F"})
+    yield from trajectory(path, KEYS, options)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jmp_ds.data.readers.arrays import hdf5_groups, open_hdf5
-from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions, refuse_charged
+from jmp_ds.data.readers.arrays import hdf5_names, hdf5_units, open_hdf5
+from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions, chosen_units, refuse_charged
 from jmp_ds.data.record import BadRecord
 from jmp_ds.data.units import ENERGY, LENGTH
 
@@ -30,17 +30,35 @@ ABOUT = About(
 _CHARGE = re.compile(r"\[[^\]]*?([+-]+)(\d*)(?::\d+)?\]")
 
 
+_KEYS = ("atomic_numbers", "conformations", "dft_total_gradient")
+
+
+def units(path: Path, options: ReaderOptions) -> tuple[int, int]:
+    """Groups (molecules) of the file.
+
+    Raises:
+        UserError: not such a file.
+    """
+    return hdf5_units(path, *_KEYS, _energy_key(options))
+
+
+def _energy_key(options: ReaderOptions) -> str:
+    return "formation_energy" if options.level == "formation" else "dft_total_energy"
+
+
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     """Every conformer; the group is the molecule. Option level: `total` (default) or `formation` for the energy.
 
     Raises:
         UserError: not such a file.
     """
-    key = "formation_energy" if options.level == "formation" else "dft_total_energy"
+    key = _energy_key(options)
     collector = Collector({"energy": "formation energy" if options.level == "formation" else "total electronic energy"})
     with open_hdf5(path) as file:
-        groups = list(hdf5_groups(file, "atomic_numbers", "conformations", key, "dft_total_gradient"))
-        for at, (name, group) in enumerate(groups):
+        names = hdf5_names(file, *_KEYS, key)
+        chosen = chosen_units(options, len(names))
+        for at, name in zip(chosen, names[chosen.start : chosen.stop], strict=True):
+            group = file[name]
             numbers = group["atomic_numbers"][()]
             pos = group["conformations"][()].astype(np.float64) * LENGTH["bohr"]
             energy = group[key][()] * ENERGY["Ha"]
@@ -59,7 +77,7 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
                 labels = {"energy": energy[i], "forces": forces[i]}
                 collector.add(where, pos=pos[i], atomic_numbers=numbers, id=where, group=name, labels=labels, info=info)
                 if collector.full:
-                    yield collector.take((at + (i + 1) / len(energy)) / len(groups))
+                    yield collector.take((at - chosen.start + (i + 1) / len(energy)) / len(chosen))
     yield collector.take(1.0)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jmp_ds.data.readers.arrays import need, open_hdf5
-from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions
+import h5py
+
+from jmp_ds.data.readers.arrays import GROUPS_PER_PORTION, need, open_hdf5
+from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions, chosen_units
 from jmp_ds.errors import UserError
 
 ABOUT = About(
@@ -41,18 +43,32 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     split = options.level or "data"
     collector = Collector({"split": split})
     with open_hdf5(path) as file:
-        if split not in file:
-            raise UserError(f"{path} has no split {split!r}; there are {sorted(file)}")
-        formulas = list(file[split])
-        for at, formula in enumerate(formulas):
-            for reaction, group in file[split][formula].items():
-                name = f"{formula}/{reaction}"
-                arrays = need(group, _KEYS, path, name)
-                for i, energy in enumerate(arrays["energy"].reshape(-1)):
-                    where = f"{name}#{i}"
-                    labels = {"energy": energy, "forces": arrays["forces"][i]}
-                    numbers, pos = arrays["z"], arrays["pos"][i]
-                    collector.add(where, pos=pos, atomic_numbers=numbers, id=where, group=name, labels=labels)
-                    if collector.full:
-                        yield collector.take((at + 0.5) / len(formulas))
+        names = _reactions(path, file, split)
+        chosen = chosen_units(options, len(names))
+        for at, name in zip(chosen, names[chosen.start : chosen.stop], strict=True):
+            arrays = need(file[split][name], _KEYS, path, name)
+            for i, energy in enumerate(arrays["energy"].reshape(-1)):
+                where = f"{name}#{i}"
+                labels = {"energy": energy, "forces": arrays["forces"][i]}
+                numbers, pos = arrays["z"], arrays["pos"][i]
+                collector.add(where, pos=pos, atomic_numbers=numbers, id=where, group=name, labels=labels)
+                if collector.full:
+                    yield collector.take((at - chosen.start + 0.5) / len(chosen))
     yield collector.take(1.0)
+
+
+def units(path: Path, options: ReaderOptions) -> tuple[int, int]:
+    """Reactions of the split.
+
+    Raises:
+        UserError: not such a file, or no such split.
+    """
+    with open_hdf5(path) as file:
+        return len(_reactions(path, file, options.level or "data")), GROUPS_PER_PORTION
+
+
+def _reactions(path: Path, file: h5py.File, split: str) -> list[str]:
+    """`formula/reaction` of all reactions of a split, in the file's order."""
+    if split not in file:
+        raise UserError(f"{path} has no split {split!r}; there are {sorted(file)}")
+    return [f"{formula}/{reaction}" for formula, group in file[split].items() for reaction in group]
