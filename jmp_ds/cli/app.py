@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from jmp_ds.cli import bench_data_verbs, bench_verbs, convert_verbs, data_verbs, launch_verb, model_verbs, train_verbs
+from jmp_ds.cli import (
+    bench_data_verbs,
+    bench_verbs,
+    convert_verbs,
+    data_verbs,
+    fetch_verb,
+    launch_verb,
+    model_verbs,
+    train_verbs,
+)
 from jmp_ds.cli.base import new_group
 from jmp_ds.cli.doctor import doctor
 from jmp_ds.cli.plan_verb import plan
@@ -10,6 +19,7 @@ from jmp_ds.cli.plan_verb import plan
 app = new_group("Joint multi-domain pre-training of GemNet-OC: data, training, fine-tuning, prediction.")
 app.add_typer(data_verbs.group, name="data")
 convert_verbs.register(data_verbs.group)
+fetch_verb.register(data_verbs.group)
 bench_data_verbs.register(bench_verbs.group)
 app.add_typer(bench_verbs.group, name="bench")
 for verb, name in (
