@@ -10,6 +10,7 @@ from jmp_ds.cli import (
     fetch_verb,
     launch_verb,
     model_verbs,
+    split_verbs,
     train_verbs,
 )
 from jmp_ds.cli.base import new_group
@@ -20,6 +21,7 @@ app = new_group("Joint multi-domain pre-training of GemNet-OC: data, training, f
 app.add_typer(data_verbs.group, name="data")
 convert_verbs.register(data_verbs.group)
 fetch_verb.register(data_verbs.group)
+split_verbs.register(data_verbs.group)
 bench_data_verbs.register(bench_verbs.group)
 app.add_typer(bench_verbs.group, name="bench")
 for verb, name in (

@@ -178,7 +178,7 @@ def _listed(path: Path) -> list[Any]:
         raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
-    if zipped:
+    if zipped or path.suffix == ".pt":
         value = read_torch_file(path)
         listed = [_from_torch(item) for item in value] if isinstance(value, list | tuple) else value
     else:

@@ -69,7 +69,10 @@ def sdf_atoms(text: str) -> tuple[list[str], list[list[float]]]:
         if "V3000" in lines[3]:
             atoms = [line.split() for line in lines[_line(lines, "BEGIN ATOM") + 1 : _line(lines, "END ATOM")]]
             return [atom[3] for atom in atoms], [[float(x) for x in atom[4:7]] for atom in atoms]
-        block = lines[4 : 4 + int(lines[3][:3])]
+        count = int(lines[3][:3])
+        block = lines[4 : 4 + count]
+        if not count or len(block) < count:
+            raise ValueError(f"{len(block)} of {count} atoms")
         positions = [[float(line[k : k + 10]) for k in (0, 10, 20)] for line in block]
         return [line[31:34].strip() for line in block], positions
     except (IndexError, ValueError) as error:
