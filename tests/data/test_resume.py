@@ -116,8 +116,8 @@ else:
     assembly.StoreWriter.append_packed = put
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
-    how = ConvertOptions(progress=False, shard_size=1500, trust_units=True, processes=int(processes))
-    convert(sources, store, "md17", options=how)
+    settings = ConvertOptions(progress=False, shard_size=1500, trust_units=True, processes=int(processes))
+    convert(sources, store, "md17", options=settings)
 """
 
 

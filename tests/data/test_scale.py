@@ -162,5 +162,5 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
 def test_store_of_holes_refuses_to_be_read(small: list[Source]) -> None:
     """A made-up store is for planning alone: reading it says so, instead of giving garbage."""
     store: Store = small[0].store
-    with pytest.raises(UserError, match="cannot be read as a shard"):
+    with pytest.raises(UserError, match="cannot be read as an LMDB"):
         store[0]
