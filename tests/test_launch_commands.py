@@ -14,7 +14,7 @@ import typer
 from small_stores import write_finetune, write_pretrain
 from typer.testing import CliRunner, Result
 
-from jmp_ds.cli import launch_commands, train_verbs
+from jmp_ds.cli import launch_commands, launching, restarting, train_verbs
 from jmp_ds.cli.app import app
 from jmp_ds.cli.launch_commands import Command, Flavour, Launcher, Layout
 from jmp_ds.cli.launching import execute, launched
@@ -201,29 +201,68 @@ def test_a_launched_process_launches_nothing(folder: Path, monkeypatch: pytest.M
     assert "(process 1): launch: this process was itself started by a launcher" in " ".join(result.stderr.split())
 
 
-def outcome_by(code: str, folder: Path) -> int:
+def outcome_by(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, node_rank: int = 0, restarts: int = 0) -> int:
     """Exit code of a launch whose launcher runs a piece of Python in the run folder's parent."""
     prepared = train_verbs.Prepared([folder / "run"], "cpu", None, lambda: None, list)
     command = Command(
         words=(sys.executable, "-c", f"import sys, pathlib; run = pathlib.Path({str(folder / 'run')!r}); {code}")
     )
+    monkeypatch.setattr(launching, "make_command", lambda *_: command)
+    monkeypatch.setattr(restarting.Attempts, "pause", 0.001)
     try:
-        train_verbs.start(prepared, command, Launcher.local, Layout())
+        train_verbs.start(prepared, [], Launcher.local, Layout(nodes=2, node_rank=node_rank), restarts)
     except typer.Exit as end:
         return end.exit_code
     return 0
 
 
-def test_exit_codes_follow_from_what_this_start_has_written(tmp_path: Path) -> None:
+def test_exit_codes_follow_from_what_this_start_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = "from jmp_ds.training.outcome import Outcome; Outcome('{}').write(run)"
-    assert outcome_by(write.format("finished"), tmp_path) == 0
-    assert outcome_by("pass", tmp_path) == 1  # the file is of the time before
-    assert outcome_by(write.format("stopped"), tmp_path) == 3
-    assert outcome_by("sys.exit(7)", tmp_path) == 7
-    assert outcome_by(write.format("stopped") + "; sys.exit(1)", tmp_path) == 3
-    assert outcome_by(write.format("failed") + "; sys.exit(9)", tmp_path) == 9
-    assert outcome_by(write.format("running"), tmp_path) == 1
-    assert outcome_by("sys.exit(2)", tmp_path) == 2
+    assert outcome_by(write.format("finished"), tmp_path, monkeypatch) == 0
+    assert outcome_by("pass", tmp_path, monkeypatch) == 1  # the file is of the time before
+    assert outcome_by(write.format("stopped"), tmp_path, monkeypatch) == 3
+    assert outcome_by("sys.exit(7)", tmp_path, monkeypatch) == 7
+    assert outcome_by(write.format("stopped") + "; sys.exit(1)", tmp_path, monkeypatch) == 3
+    assert outcome_by(write.format("failed") + "; sys.exit(9)", tmp_path, monkeypatch) == 9
+    assert outcome_by(write.format("running"), tmp_path, monkeypatch) == 1
+    assert outcome_by("sys.exit(2)", tmp_path, monkeypatch) == 2
+
+
+def test_only_the_first_machine_judges_by_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others may end before the outcome is written; with --auto-restart they go by the launcher's exit code."""
+    write = "from jmp_ds.training.outcome import Outcome; Outcome('{}').write(run); "
+    fails_once = "mark = run.parent / 'second'; again = mark.exists(); mark.touch(); sys.exit(0 if again else 5)"
+    assert outcome_by(write.format("running"), tmp_path, monkeypatch, 1, restarts=1) == 0
+    assert outcome_by(write.format("running") + fails_once, tmp_path, monkeypatch, 1) == 5
+    (tmp_path / "second").unlink()
+    assert outcome_by(write.format("running") + fails_once, tmp_path, monkeypatch, 1, restarts=1) == 0
+    (tmp_path / "second").unlink()
+    assert outcome_by(write.format("stopped") + fails_once, tmp_path, monkeypatch, 0, restarts=1) == 3
+    assert (tmp_path / "second").exists()
+    assert outcome_by(write.format("running"), tmp_path, monkeypatch, 0, restarts=1) == 1
+
+
+def test_a_restart_has_what_is_left_of_the_wall_time_and_a_new_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[list[str], Layout]] = []
+
+    def make(launcher: Launcher | None, words: list[str], layout: Layout, run: Path, device: str) -> Command:
+        made.append((words, layout))
+        return Command(words=(sys.executable, "-c", "raise SystemExit(1)"))
+
+    monkeypatch.setattr(launching, "make_command", make)
+    monkeypatch.setattr(restarting.Attempts, "pause", 0.001)
+    prepared = train_verbs.Prepared([tmp_path / "run"], "cpu", 2.0, lambda: None, list)
+    for launcher in (Launcher.local, Launcher.torchrun):
+        made.clear()
+        with pytest.raises(typer.Exit):
+            train_verbs.start(prepared, WORDS, launcher, Layout(port=29500), restarts=1)
+        (words, layout), (words_again, layout_again) = made
+        assert (words, layout.port) == (WORDS, 29500)
+        assert words_again[:-1] == WORDS
+        assert 1.9 < float(words_again[-1].removeprefix("run.wall_time=")) < 2.0
+        assert (layout_again.port == 29500) == (launcher is Launcher.torchrun)
 
 
 def test_every_signal_is_passed_on_and_handlers_are_given_back(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 from small_stores import write_pretrain
 
 from jmp_ds.cli.base import MISTAKE
-from jmp_ds.cli.launching import outcome_marks
-from jmp_ds.cli.restarting import Attempts, fresh_outcome, remaining_wall_time
+from jmp_ds.cli.launching import free_port
+from jmp_ds.cli.restarting import Attempts, remaining_wall_time
 from jmp_ds.config import load_pretrain
 from jmp_ds.config.checks import check_pretrain
 from jmp_ds.pretrain import run_pretrain
 from jmp_ds.training.loop import Loop
-from jmp_ds.training.outcome import Outcome, read_outcome
+from jmp_ds.training.outcome import NewOutcomes, Outcome, read_outcome
 
 
 class Script:
@@ -29,7 +29,8 @@ class Script:
     def __init__(self, folder: Path, *ends: tuple[int, str | None, int | None]) -> None:
         self.folder, self.ends, self.starts = folder, list(ends), 0
 
-    def __call__(self) -> int:
+    def __call__(self, again: bool) -> int:
+        assert again == (self.starts > 0)
         code, status, step = self.ends[min(self.starts, len(self.ends) - 1)]
         self.starts += 1
         if step is not None:
@@ -70,8 +71,28 @@ def test_an_outcome_of_an_earlier_start_does_not_count(tmp_path: Path) -> None:
     script = Script(tmp_path, (1, None, None), (0, "finished", 1))
     assert Attempts(script, [tmp_path], 1, pause=0.001).run() == 0
     assert script.starts == 2
-    (before,) = outcome_marks([tmp_path])
-    assert fresh_outcome(tmp_path, before) is None
+    later = NewOutcomes([tmp_path])
+    assert list(later) == [(tmp_path, None)]
+    script(True)
+    assert [(folder, found.status) for folder, found in later if found] == [(tmp_path, "finished")]
+
+
+def test_a_run_that_was_cut_off_without_a_request_has_failed(tmp_path: Path) -> None:
+    """A launcher ends the processes that are left with the signal that also asks them to stop."""
+
+    def start(again: bool) -> int:
+        time.sleep(0.002)
+        Outcome("finished" if again else "stopped", "SIGTERM, and no boundary", cut_off=not again).write(tmp_path)
+        return 0 if again else 1
+
+    assert Attempts(start, [tmp_path], 1, pause=0.001).run() == 0
+    assert Attempts(start, [tmp_path], 1, only_here=False, pause=0.001).run() == 1  # Slurm may have asked
+    asked = Attempts(start, [tmp_path], 1, pause=0.001)
+    asked.asked_to_stop.set()
+    assert asked.run() == 1
+    found = read_outcome(tmp_path)
+    assert found is not None
+    assert found.cut_off
 
 
 def test_pauses_double(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -84,12 +105,11 @@ def test_pauses_double(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
 def test_a_request_to_stop_ends_the_pause(tmp_path: Path) -> None:
     attempts = Attempts(Script(tmp_path, FAILS), [tmp_path], 3, pause=60.0)
-    with attempts.told_of_signals():
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        began = time.monotonic()
-        assert attempts.run() == 1
-        signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    began = time.monotonic()
+    assert attempts.run() == 1
+    signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 30
 
 
@@ -100,37 +120,52 @@ def test_restarts_keep_to_the_wall_time_of_the_job() -> None:
 
 
 def trainers(process: psutil.Process) -> list[psutil.Process]:
-    """Processes below this one that train."""
-    found = []
-    for child in process.children(recursive=True):
-        words = child.cmdline()
-        if "pretrain" in words and "deepspeed.launcher.runner" not in words and "launch" not in " ".join(words[:4]):
-            found.append(child)
-    return found
+    """Processes below this one that train: those without children of this program."""
+    below = [child for child in process.children(recursive=True) if "jmp_ds.cli" in child.cmdline()]
+    return [child for child in below if not any("jmp_ds.cli" in c.cmdline() for c in child.children())]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_starts_again_and_finishes(tmp_path: Path, processes: int) -> None:
+#: One command for each machine.
+WAYS = {
+    "alone": [["pretrain", "FILE", "--auto-restart", "2"]],
+    "processes": [["pretrain", "FILE", "--processes", "2", "--auto-restart", "2"]],
+    "local": [["launch", "--with", "local", "--per-node", "2", "--auto-restart", "2", "pretrain", "FILE"]],
+    "torchrun": [
+        [
+            *("launch", "--with", "torchrun", "--nodes", "2", "--node-rank", node, "--per-node", "1"),
+            *("--master", "127.0.0.1:PORT", "--auto-restart", "2", "pretrain", "FILE"),
+        ]
+        for node in "01"
+    ],
+}
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=[] if w == "local" else [pytest.mark.slow], id=w) for w in WAYS])
+def test_a_killed_run_starts_again_and_finishes(tmp_path: Path, way: str) -> None:
+    """The last process of the last machine is killed; torchrun's two machines are two agents on this one."""
     file, log = write_pretrain(tmp_path), tmp_path / "log.txt"
-    words = ["train.epochs=12", "checkpoint.every=1", "--processes", str(processes), "--auto-restart", "2"]
+    values = {"FILE": str(file), "127.0.0.1:PORT": f"127.0.0.1:{free_port()}"}
+    started: list[subprocess.Popen[bytes]] = []
     with log.open("w") as output:
-        command = [sys.executable, "-m", "jmp_ds.cli", "pretrain", str(file), *words]
-        started = subprocess.Popen(command, stdout=output, stderr=output)
         try:
+            for words in WAYS[way]:
+                words = [*(values.get(word, word) for word in words), "train.epochs=12", "checkpoint.every=1"]
+                command = [sys.executable, "-m", "jmp_ds.cli", *words]
+                started.append(subprocess.Popen(command, stdout=output, stderr=output))
             end = time.monotonic() + 200
             while not (tmp_path / "run" / "latest").exists():
                 assert time.monotonic() < end, log.read_text()
-                assert started.poll() is None, log.read_text()
+                assert started[-1].poll() is None, log.read_text()
                 time.sleep(0.02)
-            trainers(psutil.Process(started.pid))[-1].send_signal(signal.SIGKILL)
-            code = started.wait(300)
+            trainers(psutil.Process(started[-1].pid))[-1].send_signal(signal.SIGKILL)
+            codes = [process.wait(300) for process in started]
         finally:
-            for child in psutil.Process(started.pid).children(recursive=True) if started.poll() is None else []:
-                child.kill()
-            started.kill()
-    assert code == 0, log.read_text()
-    assert "starting again in 10 s, restart 1 of 2" in log.read_text()
+            for process in started:
+                for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+                    child.kill()
+                process.kill()
+    assert codes == [0] * len(started), log.read_text()
+    assert log.read_text().count("starting again in 10 s, restart 1 of 2") == len(started)
     assert "resumed from" in log.read_text()
     outcome = read_outcome(tmp_path / "run")
     assert outcome is not None

@@ -111,6 +111,11 @@ def write_hostfile(hosts: Mapping[str, int]) -> str:
     return "".join(f"{host} slots={slots}\n" for host, slots in hosts.items())
 
 
+def alone(arguments: Sequence[str]) -> Command:
+    """One process, without a launcher."""
+    return Command(words=_python(arguments))
+
+
 def local(arguments: Sequence[str], processes: int, port: int) -> Command:
     """The deepspeed launcher on this machine; without GPUs `--num_accelerators` simply counts processes."""
     # "none": where /job/hostfile exists, deepspeed would take it and start elsewhere

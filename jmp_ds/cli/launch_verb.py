@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Annotated
 import typer
 
 from jmp_ds.cli import launch_commands
-from jmp_ds.cli.launch_commands import Command, Flavour, Launcher, Layout
-from jmp_ds.cli.launching import accelerator, free_port
-from jmp_ds.cli.train_verbs import Prepared, prepare, start
+from jmp_ds.cli.launch_commands import Launcher, Layout
+from jmp_ds.cli.launching import free_port, make_command
+from jmp_ds.cli.train_verbs import Restarts, prepare, start
 from jmp_ds.errors import UserError
 
 With = Annotated[Launcher, typer.Option("--with", help="what starts the processes")]
@@ -35,21 +34,24 @@ def launch(
     node_rank: NodeRank = None,
     per_node: PerNode = None,
     master: Master = None,
+    auto_restart: Restarts = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Start `pretrain` or `finetune` in several processes, on one machine or many.
 
     `local`, `hostfile`, `srun` and `mpirun` are started once; `no-ssh` and `torchrun` on every machine, each time with
     its own --node-rank. What follows VERB is given to it: `jmp-ds launch --with srun -- pretrain run.yaml train.epochs=5`.
-    The first process reports; exit codes are those of the verb. See docs/launching.md.
+    With --auto-restart (give each machine the same N where the launcher is started on every one) all processes are started
+    again after a failure. The first process reports; exit codes are those of the verb. See docs/launching.md.
     """
     prepared = prepare(words)
-    layout = make_layout(launcher, prepared.folders[0], hostfile, nodes, per_node, master, node_rank, dry_run=dry_run)
-    if dry_run:
-        for each in _machines(launcher, layout, node_rank):
-            typer.echo(make_command(launcher, words, each, prepared).shown())
+    folder = prepared.folders[0]
+    layout = make_layout(launcher, folder, hostfile, nodes, per_node, master, node_rank, dry_run=dry_run)
+    if not dry_run:
+        start(prepared, words, launcher, layout, auto_restart)
         return
-    start(prepared, make_command(launcher, words, layout, prepared), launcher, layout)
+    for each in _machines(launcher, layout, node_rank):
+        typer.echo(make_command(launcher, words, each, folder, prepared.device).shown())
 
 
 def make_layout(
@@ -104,27 +106,6 @@ def make_layout(
     )
 
 
-def make_command(launcher: Launcher, words: list[str], layout: Layout, prepared: Prepared) -> Command:
-    """The launcher's command line for these words; files that it reads go into the run folder."""
-    folder, extra = prepared.folders[0].absolute() / "launch", accelerator(prepared.device)
-    environ = {**os.environ, **extra}
-    match launcher:
-        case Launcher.local:
-            command = launch_commands.local(words, layout.per_node or 1, layout.port)
-        case Launcher.hostfile:
-            own = launch_commands.own_environment(environ, Path.home(), Path.cwd())
-            command = launch_commands.hostfile(words, layout, folder, environ, own)
-        case Launcher.no_ssh:
-            command = launch_commands.no_ssh(words, layout, folder)
-        case Launcher.torchrun:
-            command = launch_commands.torchrun(words, layout)
-        case Launcher.srun:
-            command = launch_commands.srun(words, layout, os.environ)
-        case Launcher.mpirun:
-            command = launch_commands.mpirun(words, layout, folder, environ, _flavour())
-    return command.with_variables(extra)
-
-
 def _machines(launcher: Launcher, layout: Layout, node_rank: int | None) -> list[Layout]:
     """One layout for every command that has to be typed."""
     if launcher not in (Launcher.no_ssh, Launcher.torchrun) or node_rank is not None:
@@ -170,12 +151,3 @@ def _gpus() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def _flavour() -> Flavour:
-    """Whose mpirun is in PATH; Open MPI's where there is none."""
-    try:
-        said = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
-    except FileNotFoundError:
-        return Flavour.open_mpi
-    return Flavour.hydra if "HYDRA" in said.upper() or "INTEL" in said.upper() else Flavour.open_mpi

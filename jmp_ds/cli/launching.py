@@ -1,4 +1,4 @@
-"""Running a launcher's command: its files, its variables, requests to stop, and what became of the runs."""
+"""Making and running a launcher's command: its files, its variables, requests to stop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
-from jmp_ds.cli.launch_commands import Command, Launcher, Layout
+from jmp_ds.cli import launch_commands
+from jmp_ds.cli.launch_commands import Command, Flavour, Launcher, Layout
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_text
 from jmp_ds.training.place import recognise
+from jmp_ds.training.stopping import requests_to
 
 
 def launched() -> bool:
@@ -30,6 +32,54 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def make_command(launcher: Launcher | None, words: Sequence[str], layout: Layout, run: Path, device: str) -> Command:
+    """The launcher's command line.
+
+    Args:
+        launcher: what starts the processes; None: it is one process, and nothing else is needed.
+        words: after `jmp-ds`.
+        layout: where the processes run.
+        run: folder of the run; what the launcher reads goes into it.
+        device: as configured.
+    """
+    folder, extra = run.absolute() / "launch", accelerator(device)
+    environ = {**os.environ, **extra}
+    match launcher:
+        case None:
+            return launch_commands.alone(words)
+        case Launcher.local:
+            command = launch_commands.local(words, layout.per_node or 1, layout.port)
+        case Launcher.hostfile:
+            own = launch_commands.own_environment(environ, Path.home(), Path.cwd())
+            command = launch_commands.hostfile(words, layout, folder, environ, own)
+        case Launcher.no_ssh:
+            command = launch_commands.no_ssh(words, layout, folder)
+        case Launcher.torchrun:
+            command = launch_commands.torchrun(words, layout)
+        case Launcher.srun:
+            command = launch_commands.srun(words, layout, os.environ)
+        case Launcher.mpirun:
+            command = launch_commands.mpirun(words, layout, folder, environ, _flavour())
+    return command.with_variables(extra)
+
+
+def _flavour() -> Flavour:
+    """Whose mpirun is in PATH; Open MPI's where there is none."""
+    try:
+        said = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
+    except FileNotFoundError:
+        return Flavour.open_mpi
+    return Flavour.hydra if "HYDRA" in said.upper() or "INTEL" in said.upper() else Flavour.open_mpi
+
+
+def on_new_port(launcher: Launcher | None, layout: Layout) -> Layout:
+    """The same for another start, on a port that nothing left from an earlier one can hold.
+
+    Only where this machine alone decides; several machines have agreed on theirs.
+    """
+    return replace(layout, port=free_port()) if launcher is Launcher.local else layout
 
 
 def execute(command: Command, stop: Callable[[int], None]) -> int:
@@ -54,21 +104,12 @@ def execute(command: Command, stop: Callable[[int], None]) -> int:
         asked = True
         if child is not None:
             stop(child.pid)
-        if callable(earlier := before[number]) and earlier is not signal.default_int_handler:
-            earlier(number, frame)  # whoever starts us again must know of it too
 
-    before: dict[int, Any] = {}
-    try:
-        for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            before[request] = signal.getsignal(request)
-            signal.signal(request, pass_on)
+    with requests_to(pass_on, passed_on=True):  # whoever starts us again must know of it too
         child = _start(command)
         if asked:
             stop(child.pid)  # it came before there was anything to stop
         return child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
@@ -79,7 +120,7 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
         raise UserError(f"launch: {command.words[0]} is not installed here, or not in PATH") from None
 
 
-def stopper(launcher: Launcher, layout: Layout) -> Callable[[int], None]:
+def stopper(launcher: Launcher | None, layout: Layout) -> Callable[[int], None]:
     """How a launcher's processes are asked to stop, given the launcher's process id.
 
     Each has a signal that reaches the processes and lets them end by themselves, and others that do not.
@@ -88,7 +129,7 @@ def stopper(launcher: Launcher, layout: Layout) -> Callable[[int], None]:
         return lambda pid: _stop_through_pdsh(layout)
     if launcher in (Launcher.local, Launcher.no_ssh):
         return _stop_children
-    number = signal.SIGTERM if launcher is Launcher.torchrun else signal.SIGUSR1
+    number = signal.SIGTERM if launcher in (None, Launcher.torchrun) else signal.SIGUSR1
     return lambda pid: os.kill(pid, number)
 
 
@@ -108,22 +149,6 @@ def _stop_through_pdsh(layout: Layout) -> None:
     mine = f"[-]-master_addr={layout.master} --master_port={layout.port}( |$)"  # does not match itself
     command = ["pdsh", "-R", "ssh", "-w", ",".join(layout.hosts), f"pkill -TERM -f -- {shlex.quote(mine)}"]
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def outcome_marks(folders: Sequence[Path]) -> list[int | None]:
-    """What tells whether a run has written its outcome since: times of the files."""
-    from jmp_ds.training.outcome import NAME
-
-    return [_time(folder / NAME) for folder in folders]
-
-
-def _time(path: Path) -> int | None:
-    """When a file was written; None if it is not there. Opened, since network file systems may remember old answers."""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-    except FileNotFoundError:
-        return None
 
 
 def accelerator(device: str) -> dict[str, str]:

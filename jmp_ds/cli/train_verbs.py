@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from jmp_ds.cli.base import MISTAKE
 from jmp_ds.errors import UserError
 
 if TYPE_CHECKING:
-    from jmp_ds.cli.launch_commands import Command, Launcher, Layout
+    from jmp_ds.cli.launch_commands import Launcher, Layout
     from jmp_ds.training.outcome import Outcome
 
 #: Exit code of a run that was asked to stop and can be continued.
@@ -152,77 +149,65 @@ def _arguments(words: Sequence[str], recipe: str | None) -> list[str]:
 
 def _do(prepared: Prepared, words: Sequence[str], processes: int, restarts: int, check: bool) -> None:
     """Show the configuration, start processes, or train here."""
-    from jmp_ds.cli.launch_commands import Launcher, Layout, local
-    from jmp_ds.cli.launching import accelerator, free_port
+    from jmp_ds.cli.launch_commands import Launcher, Layout
+    from jmp_ds.cli.launching import free_port
 
     if check:
         prepared.show()
-    elif restarts:
-        _keep_going(prepared, words, processes, restarts)
-    elif processes > 1:
-        layout = Layout(per_node=processes, port=free_port())
-        command = local(words, processes, layout.port).with_variables(accelerator(prepared.device))
-        start(prepared, command, Launcher.local, layout)
+    elif processes > 1 or restarts:
+        launcher = Launcher.local if processes > 1 else None
+        start(prepared, words, launcher, Layout(per_node=processes, port=free_port()), restarts)
     else:
         for folder, outcome in zip(prepared.folders, prepared.run(), strict=False):
             _finish(folder, outcome)
 
 
-def start(prepared: Prepared, command: Command, launcher: Launcher, layout: Layout) -> None:
-    """Run a launcher's command; the exit code follows from the outcomes in the run folders.
+def start(
+    prepared: Prepared, words: Sequence[str], launcher: Launcher | None, layout: Layout, restarts: int = 0
+) -> None:
+    """Run a launcher's command, again after a failure; the exit code follows from the outcomes in the run folders.
 
     Launchers lose exit codes, so a run counts as finished only if its folder says so, and said so since the start. Where
     the launcher is started on every machine, the first one judges.
+
+    Args:
+        prepared: what `words` ask for.
+        words: after `jmp-ds`.
+        launcher: None starts a single process.
+        layout: where the processes run.
+        restarts: at most so many in a row without a new checkpoint.
     """
-    from jmp_ds.cli.launching import execute, launched, outcome_marks, stopper
+    from jmp_ds.cli.launch_commands import Launcher
+    from jmp_ds.cli.launching import execute, launched, make_command, on_new_port, stopper
+    from jmp_ds.cli.restarting import Attempts, remaining_wall_time
+    from jmp_ds.training.outcome import NewOutcomes
 
     if launched():
         raise UserError(
-            "launch: this process was itself started by a launcher; start one, without --processes or launch"
+            "launch: this process was itself started by a launcher; start one, without --processes, --auto-restart "
+            "or launch"
         )
-    before = outcome_marks(prepared.folders)
-    code = execute(command, stopper(launcher, layout))
+    began, folder = time.monotonic(), prepared.folders[0]
+
+    def once(again: bool) -> int:
+        there = on_new_port(launcher, layout) if again else layout
+        left = remaining_wall_time(prepared.wall_time, began) if again else []
+        command = make_command(launcher, [*words, *left], there, folder, prepared.device)
+        return execute(command, stopper(launcher, there))
+
+    outcomes = NewOutcomes(prepared.folders)
+    only_here = launcher is not Launcher.srun
+    code = Attempts(once, prepared.folders, restarts, judge=layout.node_rank == 0, only_here=only_here).run()
     if layout.node_rank > 0:
         raise typer.Exit(abs(code))
-    if code == MISTAKE:
-        raise typer.Exit(MISTAKE)  # the first process has said what is wrong
-    for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
-        _judge(folder, code, begun=new != old)
+    if code == MISTAKE or (code == STOPPED and launcher is None):
+        raise typer.Exit(code)  # the process has said why
+    for run, outcome in outcomes:
+        _judge(run, code, outcome)
 
 
-def _keep_going(prepared: Prepared, words: Sequence[str], processes: int, restarts: int) -> None:
-    """Train in other processes, started again when they fail; the exit code follows from the outcomes."""
-    from jmp_ds.cli.launch_commands import Command, Launcher, Layout, local
-    from jmp_ds.cli.launching import accelerator, execute, free_port, launched, outcome_marks, stopper
-    from jmp_ds.cli.restarting import Attempts, remaining_wall_time
-
-    if launched():
-        raise UserError("--auto-restart: this process was itself started by a launcher; leave the option out")
-    began, before = time.monotonic(), outcome_marks(prepared.folders)
-
-    def once() -> int:
-        all_words = [*words, *remaining_wall_time(prepared.wall_time, began)]
-        if processes == 1:
-            command = Command(words=(sys.executable, "-m", "jmp_ds.cli", *all_words))
-            return execute(command, lambda pid: os.kill(pid, signal.SIGTERM))
-        layout = Layout(per_node=processes, port=free_port())
-        command = local(all_words, processes, layout.port).with_variables(accelerator(prepared.device))
-        return execute(command, stopper(Launcher.local, layout))
-
-    attempts = Attempts(once, prepared.folders, restarts)
-    with attempts.told_of_signals():
-        code = attempts.run()
-    if code == MISTAKE or (code == STOPPED and processes == 1):
-        raise typer.Exit(code)  # the child has said why
-    for folder, old, new in zip(prepared.folders, before, outcome_marks(prepared.folders), strict=True):
-        _judge(folder, code, begun=new != old)
-
-
-def _judge(folder: Path, code: int, *, begun: bool) -> None:
+def _judge(folder: Path, code: int, outcome: Outcome | None) -> None:
     """End this program as the run in a folder has ended."""
-    from jmp_ds.training.outcome import read_outcome
-
-    outcome = read_outcome(folder) if begun else None
     if outcome is None or outcome.status in ("running", "failed"):
         reason = outcome.reason if outcome is not None and outcome.reason else "a process died; its message is above"
         typer.echo(f"jmp-ds: the run in {folder} failed: {reason}", err=True)

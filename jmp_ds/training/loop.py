@@ -454,6 +454,7 @@ class Loop:
         if status == "failed" and known is not None and known.status == "failed":
             return
         try:
-            Outcome(status, reason, self.position.step, self.position.consumed).write(self.options.run_dir)
+            position, cut_off = self.position, status == "stopped"
+            Outcome(status, reason, position.step, position.consumed, cut_off).write(self.options.run_dir)
         except OSError as error:  # a full disk must not hide what went wrong
             _log.error("the run %s (%s); this could not be written to the run folder: %s", status, reason, error)

@@ -13,7 +13,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Requests to stop.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextmanager
+def requests_to(handler: Callable[[int, FrameType | None], None], *, passed_on: bool = False) -> Iterator[None]:
+    """Requests to stop go to a handler inside (only possible in the main thread), then again to whoever had them.
+
+    Args:
+        handler: as for `signal.signal`.
+        passed_on: whoever had them before is told inside, too; not Python's own handler of SIGINT, which raises.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def act(number: int, frame: FrameType | None) -> None:
+        handler(number, frame)
+        earlier = before[signal.Signals(number)]
+        if passed_on and callable(earlier) and earlier is not signal.default_int_handler:
+            earlier(number, frame)
+
+    for number in SIGNALS:
+        signal.signal(number, act)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class StopRequest:
@@ -69,13 +95,11 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
         try:
-            yield
+            with requests_to(self._signalled):
+                yield
         finally:
             self.reached_boundary()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         """The handler: only sets the flag, so that it may interrupt anything."""

@@ -153,6 +153,12 @@ class Hosts:
         """Send a signal to what `start` started: the child of the program that went into the host."""
         os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), number)
 
+    def kill_trainer(self, name: str) -> None:
+        """SIGKILL for the oldest process on a host that trains."""
+        words = "^[^ ]*python[0-9.]* -u -m jmp_ds.cli pretrain"
+        found = self.run(name, ["pgrep", "-o", "-f", words])
+        self.run(name, ["kill", "-9", found.stdout.strip()])
+
     def serve_ssh(self) -> None:
         """Every host lets root of every host in, by a key made for the occasion."""
         key, config, server = (self.folder / name for name in ("key", "ssh_config", "sshd_config"))

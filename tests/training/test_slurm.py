@@ -69,6 +69,20 @@ def test_a_job_is_stopped_put_back_and_finished(cluster: SlurmCluster, tmp_path:
     assert stopped.step < STEPS
 
 
+def test_a_killed_process_is_started_again_inside_the_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """And the job is not put back for it."""
+    log = tmp_path / "log"
+    job = submit(cluster, tmp_path, small_run(tmp_path, steps=STEPS, checkpoint={"every": 1}))
+    wait_for("first checkpoint", lambda: (tmp_path / "run" / "latest").is_file(), 400)
+    cluster.hosts.kill_trainer("node2")
+    wait_for_state(cluster, job, "COMPLETED", log)
+    said = log.read_text()
+    assert (outcome(tmp_path).status, outcome(tmp_path).step) == ("finished", STEPS), said
+    assert said.count("starting again in 10 s, restart 1 of 3") == 1, said
+    assert f"resumed from {tmp_path / 'run'}" in said.replace("\n", "")
+    assert "goes back into the queue" not in said
+
+
 def test_a_job_that_fails_is_not_put_back(cluster: SlurmCluster, tmp_path: Path) -> None:
     file = write_pretrain(tmp_path, train={"steps": 2}, engine={"deepspeed": "nothing_like_it"})
     job = submit(cluster, tmp_path, file)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts import Hosts, skip_unless_possible, wait_for
@@ -29,9 +30,9 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
         yield hosts
 
 
-def small_run(folder: Path, steps: int = 2) -> Path:
+def small_run(folder: Path, steps: int = 2, **more: Any) -> Path:
     """A configuration of a few steps on a CPU."""
-    return write_pretrain(folder, train={"steps": steps, "ema": None}, validate={"every": 1000})
+    return write_pretrain(folder, train={"steps": steps, "ema": None}, validate={"every": 1000}, **more)
 
 
 def launch(hosts: Hosts, name: str, log: Path, file: Path, *options: str) -> subprocess.Popen[str]:
@@ -102,6 +103,35 @@ def test_hostfile_through_ssh_stopped_and_continued(hosts: Hosts, tmp_path: Path
     assert hosts.wait(again) == 0, log.read_text()[-5000:]
     check_finished(tmp_path, log, "3 processes on 2 machines, started by deepspeed")
     assert outcome(tmp_path).step == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["hostfile", "mpirun", "no-ssh"])
+def test_killed_on_the_second_host_and_started_again(hosts: Hosts, tmp_path: Path, launcher: str) -> None:
+    """By the launch itself; where it runs on both hosts, each of them starts its own processes again."""
+    if launcher != "no-ssh":
+        skip_unless_possible("ssh", "sshd", "ssh-keygen", *(["pdsh"] if launcher == "hostfile" else ["mpirun"]))
+        hosts.serve_ssh()
+    file = small_run(tmp_path, steps=STEPS, checkpoint={"every": 1})
+    (tmp_path / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
+    hosts.variables = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    options = ["--with", launcher, "--auto-restart", "2", "--hostfile", str(tmp_path / "hostfile")]
+    machines = [["--node-rank", "0"], ["--node-rank", "1"]] if launcher == "no-ssh" else [[]]
+    logs = [tmp_path / f"{number}.log" for number in range(len(machines))]
+    started = [
+        launch(hosts, name, log, file, *options, *own)
+        for name, log, own in zip(hosts.names, logs, machines, strict=False)
+    ]
+    wait_for("first checkpoint", lambda: (tmp_path / "run" / "latest").is_file(), 400)
+    hosts.kill_trainer("node2")
+    codes = [hosts.wait(process) for process in started]
+    said = "\n".join(log.read_text()[-5000:] for log in logs)
+    assert codes == [0] * len(machines), said
+    assert [log.read_text().count("starting again in 10 s, restart 1 of 2") for log in logs] == [1] * len(machines), (
+        said
+    )
+    assert f"resumed from {tmp_path / 'run'}" in said.replace("\n", "")
+    assert (outcome(tmp_path).status, outcome(tmp_path).step) == ("finished", STEPS)
 
 
 @pytest.mark.slow
