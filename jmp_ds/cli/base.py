@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from typing import Any
 
@@ -36,13 +37,30 @@ class FriendlyGroup(TyperGroup):
     """A group of verbs whose user errors are told in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; a `UserError` becomes a message on stderr and exit code 2."""
+        """Run the verb; a `UserError` becomes a message on stderr and exit code 2.
+
+        So does, with code 1, the end of a connection: the process that has died says why.
+        """
         try:
             return super().invoke(ctx)
         except UserError as error:
-            rank = _rank()
-            typer.echo(f"jmp-ds{f' (process {rank})' if rank else ''}: {one_line(error)}", err=True)
+            _tell(one_line(error))
             raise typer.Exit(MISTAKE) from None
+        except RuntimeError as error:
+            if "torch.distributed" not in sys.modules:
+                raise
+            from jmp_ds.training.processes import explained, lost_contact
+
+            if not lost_contact(error):
+                raise
+            _tell(" ".join(explained(error).split()))
+            raise typer.Exit(1) from None
+
+
+def _tell(text: str) -> None:
+    """A line on stderr that says which process it is from."""
+    rank = _rank()
+    typer.echo(f"jmp-ds{f' (process {rank})' if rank else ''}: {text}", err=True)
 
 
 def _rank() -> int:

@@ -105,12 +105,21 @@ def read_marker(path: Path) -> Summary:
         raise UserError(f"store {path} has format {version}, this program reads format {FORMAT_VERSION}; convert again")
     shards = tuple(Shard(**shard) for shard in values.pop("shards"))
     for shard in shards:
-        file = path / shard.name
-        if not file.is_file():
-            raise StoreIncomplete(f"store {path}: {shard.name} is missing; copy or convert the store again")
-        if file.stat().st_size != shard.bytes:
-            raise StoreIncomplete(
-                f"store {path}: {shard.name} has {file.stat().st_size} bytes instead of {shard.bytes}; "
-                "copy or convert the store again"
-            )
+        check_size(path, shard)
     return Summary(**{**values, "elements": tuple(values["elements"])}, shards=shards)
+
+
+def check_size(path: Path, shard: Shard) -> None:
+    """Whether a shard is there and as long as it was when the store was completed.
+
+    Raises:
+        StoreIncomplete: it is not.
+    """
+    try:
+        size = (path / shard.name).stat().st_size
+    except FileNotFoundError:
+        raise StoreIncomplete(f"store {path}: {shard.name} is missing; copy or convert the store again") from None
+    if size != shard.bytes:
+        raise StoreIncomplete(
+            f"store {path}: {shard.name} has {size} bytes instead of {shard.bytes}; copy or convert the store again"
+        )

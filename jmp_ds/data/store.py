@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from jmp_ds.data.codec import decode
 from jmp_ds.data.environments import read_only
-from jmp_ds.data.layout import Shard, StoreIncomplete, Summary, group_hash, is_store, key_of, read_marker
+from jmp_ds.data.layout import Shard, StoreIncomplete, Summary, check_size, group_hash, is_store, key_of, read_marker
 from jmp_ds.data.record import Record
 from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
@@ -96,16 +96,27 @@ class Store:
         if not 0 <= i < len(self):
             raise IndexError(f"store {self.path}: record {i} of {len(self)}")
         shard = bisect_right(self._starts, i) - 1
-        with self._environment(shard).begin(buffers=True) as transaction:
-            data = transaction.get(key_of(i - self._starts[shard]))
-            if data is None:
-                name = self.summary.shards[shard].name
-                raise UserError(f"store {self.path}: record {i} is not in {name}; run `jmp-ds data check {self.path}`")
-            try:
+        try:
+            with self._environment(shard).begin(buffers=True) as transaction:
+                data = transaction.get(key_of(i - self._starts[shard]))
+                if data is None:
+                    raise UserError("it is not there")
                 return decode(data)
-            except UserError as error:
-                name = self.summary.shards[shard].name
-                raise UserError(f"store {self.path}: record {i} in {name}: {error}") from None
+        except (lmdb.Error, UserError) as error:
+            raise UserError(
+                f"store {self.path}: record {i} in {self.summary.shards[shard].name}: {error}; copy or convert the store "
+                f"again (`jmp-ds data check {self.path}` tells what else has changed)"
+            ) from None
+
+    def check_sizes(self, indices: Iterable[int]) -> None:
+        """Whether the files of these records are still as long as they were: to read beyond the end of a file that was
+        shortened ends the process without a word.
+
+        Raises:
+            StoreIncomplete: one is not, or is missing.
+        """
+        for shard in {bisect_right(self._starts, i) - 1 for i in indices}:
+            check_size(self.path, self.summary.shards[shard])
 
     def __iter__(self) -> Iterator[Record]:
         return self.range(0, len(self))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jmp_ds.data.sources import Source, sample_id
 from jmp_ds.data.transport import Parcel, pack, unpack
+from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import gather
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
@@ -71,6 +72,8 @@ class BatchBuilder:
         """The batch of one work order; the same wherever and whenever it is made."""
         structures, task_of, drawn = [], [], []
         labels: list[Mapping[str, np.ndarray]] = []
+        for origin, (_, _, store, _) in enumerate(self._origins):
+            store.check_sizes(index for number, index, _ in work.samples if number == origin)
         for number, index, repetition in work.samples:
             task, name, store, wanted = self._origins[number]
             record = store[index]
@@ -96,6 +99,7 @@ def built(
 
     Raises:
         WorkerDied: a worker was killed.
+        UserError: what a worker met, such as a damaged record.
     """
     if workers == 0:
         yield from map(builder, orders)
@@ -118,13 +122,15 @@ def built(
     atexit.register(end_workers)
     try:
         while (parcel := _next(parcels)) is not None:
+            if isinstance(parcel, UserError):
+                raise parcel
             yield unpack(parcel)
     finally:
         end_workers()
         atexit.unregister(end_workers)
 
 
-def _next(parcels: Iterator[Parcel]) -> Parcel | None:
+def _next(parcels: Iterator[Parcel | UserError]) -> Parcel | UserError | None:
     """The next parcel, None at the end; the death of a worker is told in words of this program."""
     try:
         return next(parcels, None)
@@ -139,14 +145,17 @@ def _next(parcels: Iterator[Parcel]) -> Parcel | None:
         raise
 
 
-class _Orders(Dataset[Parcel]):
-    """What a worker does with an order."""
+class _Orders(Dataset[Parcel | UserError]):
+    """What a worker does with an order; a mistake is handed over as it is, since raised it would come with a traceback."""
 
     def __init__(self, builder: BatchBuilder) -> None:
         self._builder = builder
 
-    def __getitem__(self, work: Work) -> Parcel:
-        return pack(self._builder(work))
+    def __getitem__(self, work: Work) -> Parcel | UserError:
+        try:
+            return pack(self._builder(work))
+        except UserError as error:
+            return error
 
 
 def _as_it_is(parcel: Any) -> Any:

