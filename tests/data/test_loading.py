@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import Drawn, drawn, whole_run
 
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
@@ -245,6 +247,36 @@ def test_ranks_share_out_each_step(sources: list[Source]) -> None:
         assert sorted(shared) == sorted(alone.batches[0].ids)
 
 
+@pytest.mark.parametrize("order", ["random", "local"])
+@pytest.mark.parametrize(("rule", "workers"), [(BUDGET, 0), (StructureCount(5), 0), (BUDGET, 1)])
+def test_nothing_is_drawn_twice_or_left_out_when_the_ranks_change(
+    sources: list[Source], rule: BatchRule, workers: int, order: str
+) -> None:
+    """1, 2, 3, 1, … ranks, changed after every few steps, in the middle of epochs and at their ends, for five epochs."""
+
+    def loaders(world: int, state: dict[str, Any] | None) -> list[TrainLoader]:
+        return [
+            a_loader(sources, rule, epochs=5, order=order, world=world, rank=rank, workers=workers, state=state)
+            for rank in range(world)
+        ]
+
+    state, seen, crossed = None, Counter[Drawn](), set[tuple[int, int]]()
+    turns = itertools.cycle([(1, 3), (2, 4), (3, 2), (1, 1), (3, 1), (2, 3), (1, 4)])
+    while state is None or state["epoch"] < 5:
+        world, steps = next(turns)
+        ranks = loaders(world, state)
+        for _, together in zip(range(steps), zip(*ranks, strict=True), strict=False):
+            for loader, step in zip(ranks, together, strict=True):
+                seen.update(drawn(loader, step))
+        states = [loader.state() for loader in ranks]
+        assert all(other == states[0] for other in states)
+        state = states[0]
+        crossed.add((world, int(state["position"] > 0)))
+    (alone,) = loaders(1, None)
+    assert seen == Counter(whole_run(alone))
+    assert {(1, 1), (2, 1), (3, 1)} <= crossed, "no change in the middle of an epoch"
+
+
 def test_edges_dropped_do_not_depend_on_ranks_or_partners(sources: list[Source]) -> None:
     """A structure has the same edges in a step of one rank and of two, other ones in the next epoch."""
 
@@ -365,6 +397,28 @@ def test_an_error_in_a_worker_keeps_its_message(sources: list[Source], tmp_path:
     (tmp_path / "c" / "shard-00001.lmdb").write_bytes(b"")
     with pytest.raises(UserError, match=r"shard-00001.lmdb"):
         list(a_loader([source], workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("how", ["shortened", "zeroed", "flipped"])
+def test_a_store_damaged_while_it_is_read_is_told_in_one_line(tmp_path: Path, how: str, workers: int) -> None:
+    """A file cut short is mapped into memory already: to read beyond its end would end the process without a word."""
+    source = open_source("crystals", TASKS[0][1], a_store(tmp_path, "c", 40, periodic=True), ["energy"])
+    steps = iter(a_loader([source], StructureCount(4), epochs=20, workers=workers))
+    next(steps)
+    file = tmp_path / "c" / "shard-00002.lmdb"
+    content = file.read_bytes()
+    with file.open("r+b") as opened:
+        if how == "shortened":
+            opened.truncate(8192)
+        elif how == "zeroed":
+            opened.write(bytes(8192))  # what LMDB knows the file by was read before
+            opened.write(bytes(len(content) - 8192))
+        else:
+            opened.write(bytes(byte ^ 0x10 if k > 8192 else byte for k, byte in enumerate(content)))
+    with pytest.raises(UserError, match=r"shard-00002.lmdb.*again") as caught:
+        list(steps)
+    assert "\n" not in str(caught.value)
 
 
 def test_resuming_something_else_is_refused(sources: list[Source]) -> None:

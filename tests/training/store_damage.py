@@ -190,7 +190,7 @@ def table(found: Damages) -> str:
     total = found.ends.total()
     stopped = sum(n for (_, _, end), n in found.ends.items() if end == "message")
     lines = [
-        f"{total} damaged files of a data store, each in a run of its own (1 or 2 processes, with and without data workers): "
+        f"{total} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 data workers): "
         f"{stopped} runs stopped with a message that names the file and what to do, "
         f"{sum(n for (_, _, end), n in found.ends.items() if end == 'no effect')} ended with the weights of an undisturbed "
         f"run; {len(found.problems)} did anything else.",
