@@ -71,7 +71,7 @@ def main(folder: Path) -> int:
         folder,
         sampling={"temperature": 2.0, "batch": {"structures": 4}},
         train={"epochs": 2},
-        checkpoint={"every": 0.12},
+        checkpoint={"every": 0.4},
         validate={"every": 100},
     )
     write_store(folder / "few", seed=1, structures=9)  # of which an epoch draws some more often than others
