@@ -5,12 +5,14 @@
 
 Phases: `step` (an optimizer step), `save` (a checkpoint's files), `commit` (from the last file on disk to the removal of
 old checkpoints), `load` (from the search for checkpoints to restored values). A kill comes at a random file operation
-inside the phase, or after a random time in it. Everything is drawn from `--seed`.
+inside the phase, or after a random time in it. Then files of checkpoints and of data stores are damaged (the latter:
+store_damage.py). Everything is drawn from `--seed`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import re
@@ -31,6 +33,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import store_damage  # noqa: E402
 from training_fork import fork, wait, warm_up  # noqa: E402
 
 PHASES = ("step", "save", "commit", "load")
@@ -162,6 +165,7 @@ class Findings:
     starts: int = 0
     damage: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    stores: store_damage.Damages = field(default_factory=store_damage.Damages)
 
 
 @dataclass(frozen=True)
@@ -372,13 +376,16 @@ def report(findings: Findings) -> str:
         "| run | kills |",
         "|---|---|",
         *(f"| {cell} | {count} |" for cell, count in sorted(cells.items())),
+        *(["", store_damage.table(findings.stores)] if findings.stores.ends else []),
     ]
     return "\n".join([*lines, *(f"\nPROBLEM {text}" for text in findings.problems)])
 
 
-def campaign(per_phase: int, damaged: int, seed: int, folder: Path, cells: list[Cell]) -> Findings:
-    """So many kills per cell and phase."""
+def campaign(per_phase: int, damaged: int, stores: int, seed: int, folder: Path, cells: list[Cell]) -> Findings:
+    """So many kills per cell and phase, damaged checkpoints per cell, and damaged stores."""
     warm_up()
+    for name in store_damage.LIBRARIES:
+        importlib.import_module(name)
     findings = Findings()
     for number, cell in enumerate(cells):
         began = time.monotonic()
@@ -386,6 +393,9 @@ def campaign(per_phase: int, damaged: int, seed: int, folder: Path, cells: list[
         damage_cell(cell, damaged, random.Random(f"{seed}/{cell}"), folder / f"cell_{number}", findings)
         shutil.rmtree(folder / f"cell_{number}") if not findings.problems else None
         sys.stderr.write(f"{cell}: {findings.kills[str(cell)]} kills, {time.monotonic() - began:.0f} s\n")
+    if stores:
+        findings.stores = store_damage.trials(stores, seed, folder / "stores")
+        findings.problems += findings.stores.problems
     return findings
 
 
@@ -399,6 +409,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=2, help="in each phase of each cell")
     parser.add_argument("--damaged", type=int, default=4, help="runs of each cell with damaged checkpoints")
+    parser.add_argument("--stores", type=int, default=60, help="runs with a damaged data store")
+    parser.add_argument("--no-kills", action="store_true", help="damaged stores only")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", action="store_true", help="two cells only")
@@ -406,8 +418,9 @@ def main() -> int:
     arguments = parser.parse_args()
     cells = all_cells(arguments.stages)
     cells = [Cell(1, arguments.stages[0], True), Cell(2, arguments.stages[-1], False)] if arguments.sample else cells
+    cells = [] if arguments.no_kills else cells
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    findings = campaign(arguments.kills, arguments.damaged, arguments.seed, folder, cells)
+    findings = campaign(arguments.kills, arguments.damaged, arguments.stores, arguments.seed, folder, cells)
     text = report(findings)
     sys.stdout.write(text + "\n")
     if findings.problems:

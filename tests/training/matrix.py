@@ -29,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from matrix_cells import STEPS, Cell, Verdict, all_cells, refusal  # noqa: E402
+from matrix_cells import STEPS, Cell, Verdict, all_cells, refusal, with_bad_step  # noqa: E402
 from training_spawn import finish, launch  # noqa: E402
 
 #: What may be refused, by what the reason must say.
@@ -103,6 +103,8 @@ def section(results: list[tuple[Cell, Verdict]], minutes: float, command: str) -
     versions = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "torch"))
     outcomes = f"{count['passed']} passed, {count['refused']} were refused before the run, {count['failed']} failed"
     lines = "\n".join(table(results))
+    bad = [(c.recompute, v.outcome) for c, v in results if with_bad_step(c) and v.outcome != "refused"]
+    with_loss, failed = sum(not recompute for recompute, _ in bad), sum(outcome == "failed" for _, outcome in bad)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     refused = ", ".join(f"{n} for {name}" for name, n in reasons.items())
     return f"""{BEGIN}
@@ -119,8 +121,14 @@ the last process, the last process without structures. A cell makes {STEPS} step
 architecture with clipping by norm, learning rates by depth, weight decay on some groups, and averaged weights. The figures
 are relative L2 distances from one process without DeepSpeed in float64, the largest among the row's cells; the last column
 is that of weights and averages (in reduced precision the median of their change). In float32 every tensor must be within
-3 times the error of one process in float32 (the larger one of two orders of the structures, at least one rounding, 2⁻²⁴)
-and within 1e-5; in reduced precision the median within 2e-2. Each cell is a line of [scale/matrix.csv](scale/matrix.csv).
+3 times the error of one process in float32 (the larger one of two orders of the structures, at least two
+roundings, 2⁻²³) and within 1e-5; in reduced precision the median within 2e-2. Each cell is a
+line of [scale/matrix.csv](scale/matrix.csv).
+
+Steps that are not finite: {with_loss} cells (those with a missing task, without recomputation) begin with one where the
+loss of the last micro-batch of the last process is NaN, {len(bad) - with_loss} (with recomputation) with one where only its
+gradient is. Every process must skip it, with weights, moments and averages unchanged to the bit, and the steps that follow
+must be as above: {failed} failed.
 {END}"""
 
 

@@ -24,6 +24,8 @@ from training_fork import fork, wait  # noqa: E402
 #: Derived from the others, or nothing that a run reads after it began.
 AT_START = ("complete.json", "metadata.json", "natoms.npy", "groups.npy")
 HOW = ("bit flipped", "bit flipped", "bit flipped", "page zeroed", "truncated", "truncated", "removed")
+#: What a parent imports before it forks.
+LIBRARIES = ("jmp_ds.cli.app", "jmp_ds.config.checks", "jmp_ds.pretrain", "small_stores")
 #: What every message must say besides the file.
 ADVICE = "again"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from matrix import ALLOWED, run, section, table
-from matrix_cells import Cell, Verdict, all_cells, judge, oracle_of, refusal, window
+from matrix_cells import Cell, Verdict, all_cells, judge, oracle_of, refusal, window, with_bad_step
 
 #: Every cell of this many; has no factor in common with the lengths of the axes, so all of their values occur.
 EVERY = 41
@@ -26,6 +26,10 @@ def test_the_sample_has_everything() -> None:
     for axis in ("world", "stage", "forces", "precision", "accumulation", "recompute", "data"):
         values = {getattr(cell, axis) for cell in all_cells()}
         assert {getattr(cell, axis) for cell in SAMPLE} == values, axis
+    bad = [cell for cell in SAMPLE if with_bad_step(cell) and refusal(cell) is None]
+    assert {cell.stage for cell in bad} == {0, 1, 2, 3}
+    assert {cell.world for cell in bad} == {1, 2, 3}
+    assert {cell.recompute for cell in bad} == {False, True}
 
 
 def test_only_two_things_are_refused() -> None:
@@ -57,5 +61,6 @@ def test_mistakes_would_be_seen() -> None:
         assert name in verdict.reason
     narrow = Cell(2, 1, "direct", "bf16", 1, False, "all")
     assert "not reduced precision" in judge(narrow, oracle["float32"], oracle).reason
+    assert "was not skipped" in judge(cell, oracle["float32"], oracle, ["it was not skipped"]).reason
     doubled = {k: {n: t * 1.1 for n, t in v.items()} for k, v in oracle["float32"].items()}
     assert judge(narrow, doubled, oracle).outcome == "failed"
