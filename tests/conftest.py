@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from leftovers import files_left, mark_children, processes_left
 
 torch.set_num_threads(1)
 
@@ -16,7 +19,20 @@ torch.set_num_threads(1)
 if "triton" not in sys.modules and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+mark_children()
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """After all tests of this process: no process that one of them started, no file in shared memory without an owner."""
+    before = files_left()
+    yield
+    end = time.monotonic() + 15
+    while (left := [*processes_left(), *(files_left() - before)]) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left, f"the tests left behind: {left}"
 
 
 @pytest.fixture(scope="session")

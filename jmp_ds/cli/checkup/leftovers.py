@@ -66,14 +66,19 @@ def shared_memory(folder: Path = Path("/dev/shm"), processes: Path = Path("/proc
     yield Finding(
         "leftovers", f"{folder} free", f"{free:.1f} GiB", "ok" if free > 1 else "problem", advice if free <= 1 else ""
     )
-    orphans = [file for file in sorted(folder.iterdir()) if _left_behind(file, processes)]
-    if orphans:
-        size = sum(file.stat().st_size for file in orphans) / GIB
-        names = " ".join(shlex.quote(str(file)) for file in orphans[:3]) + (" …" if len(orphans) > 3 else "")
-        value = f"{len(orphans)} files without a living owner, {size:.2f} GiB: {names}"
+    left = orphans(folder, processes)
+    if left:
+        size = sum(file.stat().st_size for file in left) / GIB
+        names = " ".join(shlex.quote(str(file)) for file in left[:3]) + (" …" if len(left) > 3 else "")
+        value = f"{len(left)} files without a living owner, {size:.2f} GiB: {names}"
         yield Finding("leftovers", "shared memory", value, "problem", "they hold memory until removed with rm")
     else:
         yield Finding("leftovers", "shared memory", "nothing left behind")
+
+
+def orphans(folder: Path, processes: Path = Path("/proc")) -> list[Path]:
+    """Files of this user's in shared memory that no living process has; as for `shared_memory`."""
+    return [file for file in sorted(folder.iterdir()) if _left_behind(file, processes)]
 
 
 def _left_behind(file: Path, processes: Path) -> bool:
