@@ -28,6 +28,15 @@ class OnOffAuto(StrEnum):
     off = "off"
 
 
+class OffloadChoice(StrEnum):
+    """What lies in the machine's memory."""
+
+    auto = "auto"
+    none = "none"
+    optimiser = "optimiser"
+    all = "all"
+
+
 class StageChoice(StrEnum):
     """A ZeRO stage, or all of them."""
 
@@ -70,6 +79,10 @@ def plan(
         typer.Option(metavar="FILE", help="steps of `jmp-ds bench step --json` in place of a data sheet; repeat it"),
     ] = None,
     memory: Annotated[float | None, typer.Option(help="of a device in GiB; needed with --measured")] = None,
+    offload: Annotated[
+        OffloadChoice, typer.Option(help="to the machine's memory (stages 2, 3); auto: where nothing fits without")
+    ] = OffloadChoice.auto,
+    host_memory: Annotated[float | None, typer.Option(help="of one machine in GiB [default: 512, assumed]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write all numbers here")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT", help="picture of 1 to 4,096 devices")] = None,
 ) -> None:
@@ -102,5 +115,7 @@ def plan(
         network=network,
         measured=tuple(measured or ()),
         memory=memory,
+        offload=offload.value,
+        host_memory=host_memory,
     )
     planned.tell(request, json_file, plot)

@@ -17,10 +17,11 @@ from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.counts import Forces
 from jmp_ds.models.presets import preset
 from jmp_ds.planning.batches import BatchPlan, named_batch, store_batch, with_edges
-from jmp_ds.planning.choice import Choice, ReadyConfig, candidates, choose, ready_config
+from jmp_ds.planning.choice import Choice, ReadyConfig, candidates, choose, offloaded, ready_config
 from jmp_ds.planning.devices import GIB, Cluster, Device, cluster, device
 from jmp_ds.planning.largest import largest_structure
 from jmp_ds.planning.measured import fitted_device, read_step
+from jmp_ds.planning.offload import STAGE_OF, Offload
 from jmp_ds.planning.plan import Prediction, Setting
 from jmp_ds.planning.states import PrecisionName, Stage
 from jmp_ds.planning.tables import as_json, largest_table, memory_table, sweep_table, time_table
@@ -58,6 +59,8 @@ class Request:
     network: str
     measured: tuple[Path, ...]
     memory: float | None
+    offload: str
+    host_memory: float | None
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,17 @@ class Ground:
 
     def at(self, world: int) -> tuple[list[Prediction], Choice]:
         """Predictions for so many devices, and what to take."""
-        stages = cast("tuple[Stage, ...]", self.request.stages)
+        wanted, tried = self.request.offload, self.request.recompute
         setting = replace(self.setting, world=world)
-        found = candidates(setting, self.device, self.cluster, stages, self.request.recompute)
+        found: list[Prediction] = []
+        if wanted in ("auto", "none"):
+            stages = cast("tuple[Stage, ...]", self.request.stages)
+            found = candidates(setting, self.device, self.cluster, stages, tried)
+            choice = choose(found, self.device, self.cluster, self.configs)
+            if choice.best is not None or wanted == "none":
+                return found, choice
+        kinds = tuple(STAGE_OF) if wanted == "auto" else (cast("Offload", wanted),)
+        found += offloaded(setting, self.device, self.cluster, kinds, tried)
         return found, choose(found, self.device, self.cluster, self.configs)
 
 
@@ -109,7 +120,7 @@ def tell(request: Request, json_file: Path | None, plot: Path | None) -> None:
 
 def _ground(request: Request) -> Ground:
     """Check the options and look everything up."""
-    for name in ("structures", "epochs", "mean_edges", "memory"):
+    for name in ("structures", "epochs", "mean_edges", "memory", "host_memory"):
         value = getattr(request, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"--{name.replace('_', '-')} must be a positive number, got {value}")
@@ -127,7 +138,9 @@ def _ground(request: Request) -> Ground:
         accumulation=request.accumulation,
         padded=not where.concurrent,
     )
-    links = cluster(request.link or where.link, request.network, request.gpus_per_node)
+    links = cluster(
+        request.link or where.link, request.network, request.gpus_per_node, where.host_link, request.host_memory
+    )
     configs = [ready_config(n, json.loads((SHIPPED / f"{n}.json").read_text())) for n in shipped_configs()]
     return Ground(request, setting, where, links, configs)
 
@@ -154,7 +167,8 @@ def _batch(request: Request) -> BatchPlan:
 
 def _sharded(setting: Setting, choice: Choice) -> Setting:
     """The setting with the chosen stage; stage 1 where nothing was chosen."""
-    return replace(setting, stage=choice.best.setting.stage if choice.best else 1)
+    best = choice.best.setting if choice.best else replace(setting, stage=1)
+    return replace(setting, stage=best.stage, offload=best.offload)
 
 
 def _headline(ground: Ground) -> str:
@@ -198,7 +212,8 @@ def _draw(ground: Ground, path: Path) -> None:
     for world in _PICTURE:
         for p in ground.at(world)[0]:
             if not p.refused:
-                name = f"stage {p.setting.stage}{', recompute' if p.setting.recompute else ''}"
+                beside = f", offload {p.setting.offload}" if p.setting.offload != "none" else ""
+                name = f"stage {p.setting.stage}{beside}{', recompute' if p.setting.recompute else ''}"
                 by_setting.setdefault(name, []).append(p)
     panels = {
         f"peak per device (GiB); {ground.device.usable / GIB:.0f} usable": lambda p: p.memory.total / GIB,

@@ -8,9 +8,11 @@ from typing import Any
 
 from jmp_ds.planning.batches import with_edges
 from jmp_ds.planning.devices import GIB, Cluster, Device
+from jmp_ds.planning.offload import STAGE_OF, Offload
 from jmp_ds.planning.plan import Prediction, Setting, predict
 from jmp_ds.planning.states import STAGES, PrecisionName, Stage
 
+_WORDS: dict[Offload, str] = {"optimiser": "optimiser states", "all": "optimiser states and parameters"}
 #: Two settings whose steps differ by less than this share count as equally fast: then the one with less memory is taken.
 _AS_FAST = 0.02
 
@@ -23,13 +25,15 @@ class ReadyConfig:
         name: of the file, without `.json`.
         stage: of ZeRO.
         precision: of the training.
-        plain: whether it neither offloads nor is made for CPU processes.
+        offload: what it keeps in the machine's memory.
+        for_cpu: whether it is made for CPU processes.
     """
 
     name: str
     stage: int
     precision: PrecisionName
-    plain: bool
+    offload: Offload
+    for_cpu: bool
 
 
 def ready_config(name: str, values: Mapping[str, Any]) -> ReadyConfig:
@@ -44,8 +48,8 @@ def ready_config(name: str, values: Mapping[str, Any]) -> ReadyConfig:
     for section, meant in (("torch_autocast", "bf16"), ("bf16", "deepspeed-bf16"), ("fp16", "deepspeed-fp16")):
         if values.get(section, {}).get("enabled", False):
             precision = meant  # type: ignore[assignment]
-    plain = not name.startswith("cpu") and not any(key.startswith("offload") for key in zero)
-    return ReadyConfig(name, int(zero.get("stage", 0)), precision, plain)
+    offload: Offload = "all" if "offload_param" in zero else "optimiser" if "offload_optimizer" in zero else "none"
+    return ReadyConfig(name, int(zero.get("stage", 0)), precision, offload, name.startswith("cpu"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ def candidates(
     return [predict(replace(setting, stage=s, recompute=r), device, cluster) for r in recompute for s in stages]
 
 
+def offloaded(
+    setting: Setting,
+    device: Device,
+    cluster: Cluster,
+    kinds: Sequence[Offload] = tuple(STAGE_OF),
+    recompute: Sequence[bool] = (False, True),
+) -> list[Prediction]:
+    """Predictions with states in the machine's memory, each kind at its stage, with and without recomputation."""
+    settings = [replace(setting, stage=STAGE_OF[k], offload=k, recompute=r) for r in recompute for k in kinds]
+    return [predict(each, device, cluster) for each in settings]
+
+
 def choose(
     found: Sequence[Prediction], device: Device, cluster: Cluster, configs: Sequence[ReadyConfig] = ()
 ) -> Choice:
@@ -98,18 +114,27 @@ def _fastest(found: Sequence[Prediction]) -> Prediction | None:
 
 
 def _config_of(found: Prediction, configs: Sequence[ReadyConfig]) -> str | None:
-    wanted = (found.setting.stage, found.setting.precision)
-    return next((c.name for c in configs if c.plain and (c.stage, c.precision) == wanted), None)
+    s = found.setting
+    wanted = (s.stage, s.precision, s.offload)
+    return next((c.name for c in configs if not c.for_cpu and (c.stage, c.precision, c.offload) == wanted), None)
 
 
 def _use(best: Prediction, config: str | None) -> str:
     s = best.setting
-    name = config or f"a configuration of your own (no ready one has stage {s.stage} in {s.precision})"
+    beside = "" if s.offload == "none" else f" with offload of {_WORDS[s.offload]}"
+    name = config or f"a configuration of your own (no ready one has stage {s.stage} in {s.precision}{beside})"
     return (
         f"Use {name}: ZeRO stage {s.stage}, recompute {'on' if s.recompute else 'off'}; "
-        f"{best.memory.total / GIB:.1f} of {best.limit / GIB:.1f} usable GiB per device, "
+        f"{best.memory.total / GIB:.1f} of {best.limit / GIB:.1f} usable GiB per device, {_of_machine(best)}"
         f"about {best.time.total:.3g} s per step."
     )
+
+
+def _of_machine(p: Prediction) -> str:
+    """What the machine's memory has to hold, where anything is offloaded."""
+    if p.setting.offload == "none":
+        return ""
+    return f"{p.host / GIB:.1f} of {p.host_limit / GIB:.1f} usable GiB per machine for {_WORDS[p.setting.offload]}, "
 
 
 def _refusals(found: Sequence[Prediction]) -> list[str]:
@@ -121,14 +146,29 @@ def _left_out(found: Sequence[Prediction]) -> list[str]:
     """What does not fit, by recomputation."""
     lines = []
     for on in (False, True):
-        over = [p for p in found if p.setting.recompute is on and not p.fits and not p.refused]
+        over = [p for p in found if p.setting.recompute is on and p.memory.total > p.limit and not p.refused]
         if over:
-            stages = ", ".join(str(p.setting.stage) for p in over)
+            stages = ", ".join(_named(p) for p in over)
             least = min(p.memory.total - p.limit for p in over)
             lines.append(
                 f"Does not fit: stage {stages} with recompute {'on' if on else 'off'}, by {least / GIB:.1f} GiB or more."
             )
-    return lines
+    return [*lines, *_over_host(found)]
+
+
+def _named(p: Prediction) -> str:
+    s = p.setting
+    return str(s.stage) if s.offload == "none" else f"{s.stage} with offload of {_WORDS[s.offload]}"
+
+
+def _over_host(found: Sequence[Prediction]) -> list[str]:
+    """What the machine's memory cannot hold, by kind."""
+    needs = {p.setting.offload: p for p in found if p.host > p.host_limit and not p.refused}
+    return [
+        f"Does not fit: {_WORDS[kind]} take {p.host / GIB:.1f} GiB of each machine's memory, {p.host_limit / GIB:.1f} GiB "
+        "are usable: take more machines, or fewer processes on each, or one with more memory (--host-memory)."
+        for kind, p in needs.items()
+    ]
 
 
 def _what_to_change(found: Sequence[Prediction], device: Device, cluster: Cluster) -> list[str]:
@@ -136,10 +176,12 @@ def _what_to_change(found: Sequence[Prediction], device: Device, cluster: Cluste
     allowed = [p for p in found if not p.refused]
     if not allowed:
         return ["Nothing is left: ask for another stage."]
+    if _over_host(allowed) and any(p.memory.total <= p.limit for p in allowed):
+        return ["Nothing fits on the devices alone.", *_over_host(allowed)]
     least = min(allowed, key=lambda p: p.memory.total)
     s, states = least.setting, least.memory.states
     lines = [
-        f"Nothing fits: even stage {s.stage} with recompute {'on' if s.recompute else 'off'} needs "
+        f"Nothing fits: even stage {_named(least)}, recompute {'on' if s.recompute else 'off'} needs "
         f"{least.memory.total / GIB:.1f} GiB, and {least.limit / GIB:.1f} GiB are usable on {device.title}."
     ]
     room = least.limit - states.in_backward

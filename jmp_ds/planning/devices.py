@@ -11,6 +11,7 @@ from typing import Any
 
 from jmp_ds.errors import UserError
 from jmp_ds.planning.memory import USABLE
+from jmp_ds.planning.offload import Host
 
 GIB = 2**30
 
@@ -30,6 +31,7 @@ class Device:
         roofline: whether products are bound by the memory's rate, too; not where `flops` was fitted to whole steps.
         measured: whether the figures come from steps on this device.
         link: name of the link between devices of a node.
+        host_link: name of the link to the machine's memory.
         source: where the figures come from.
     """
 
@@ -44,6 +46,7 @@ class Device:
     roofline: bool = True
     measured: bool = False
     link: str = "nvlink4"
+    host_link: str = "pcie4"
     source: str = ""
 
     @property
@@ -61,6 +64,7 @@ class Cluster:
         link: bytes per second that a device reaches to others of its node, one way.
         network: bytes per second that a node reaches to other nodes, one way.
         link_delay, network_delay: seconds per message.
+        host: a machine beside its devices.
     """
 
     gpus_per_node: int
@@ -68,6 +72,7 @@ class Cluster:
     network: float
     link_delay: float
     network_delay: float
+    host: Host
 
     def rate(self, world: int) -> float:
         """Bytes per second of rings through all processes: every node's ports carry what its links do."""
@@ -107,25 +112,39 @@ def device(name: str) -> Device:
         passes=shares["passes"],
         per_operation=shares["per_operation"],
         link=found["link"],
+        host_link=found["host_link"],
         source=found["source"],
     )
 
 
-def cluster(link: str, network: str, gpus_per_node: int) -> Cluster:
+def cluster(
+    link: str, network: str, gpus_per_node: int, host_link: str = "pcie4", host_memory: float | None = None
+) -> Cluster:
     """Links of the table.
+
+    Args:
+        link, network, host_link: names: between devices of a node, between nodes, between a device and its machine.
+        gpus_per_node: devices of one machine.
+        host_memory: of one machine, in GiB; the table's assumption where not given.
 
     Raises:
         UserError: no such link or network, or a node without devices.
     """
     if gpus_per_node < 1:
         raise UserError(f"--gpus-per-node must be at least 1, got {gpus_per_node}")
-    shares = assumed()
+    shares, host = assumed(), _table()["host"]
+    gib = host["memory_gib"] if host_memory is None else host_memory
     return Cluster(
         gpus_per_node=gpus_per_node,
         link=shares["links"] * _entry("links", "link", link)["rate"],
         network=shares["links"] * _entry("networks", "network", network)["rate"],
         link_delay=shares["link_delay"],
         network_delay=shares["network_delay"],
+        host=Host(
+            memory=int(host["usable"] * gib * GIB),
+            pcie=shares["links"] * _entry("links", "link", host_link)["rate"],
+            bandwidth=host["bandwidth"],
+        ),
     )
 
 

@@ -17,6 +17,7 @@ _OPERATIONS, _PER_LAYER, _WITH_FORCE_PASS, _WITH_RECOMPUTE = 1070, 12.5, 2.9, 1.
 #: Bytes per parameter that AdamW reads and writes, those of the moving average, and of the norm.
 OPTIMISER_TRAFFIC = 28
 _AVERAGE_TRAFFIC, _NORM_TRAFFIC = 12, 4
+STEP_TRAFFIC = OPTIMISER_TRAFFIC + _AVERAGE_TRAFFIC + _NORM_TRAFFIC
 #: Parts of the network that are computed again.
 _BLOCKS = ("int_blocks", "out_blocks")
 
@@ -47,6 +48,7 @@ class StepTime:
         optimiser: AdamW, norm and moving average.
         collectives: messages between processes, as if nothing else ran meanwhile.
         network: forward and backward of all micro-batches.
+        transfers: between the device and the machine's memory, as if nothing else ran meanwhile.
     """
 
     products: float
@@ -55,11 +57,12 @@ class StepTime:
     optimiser: float
     collectives: float
     network: float
+    transfers: float = 0.0
 
     @property
     def total(self) -> float:
         """The whole step; graphs are built by other processes meanwhile."""
-        return self.network + self.optimiser + self.collectives
+        return self.network + self.optimiser + self.collectives + self.transfers
 
 
 def work_of(
@@ -119,7 +122,7 @@ def step_time(
         products=accumulation * products,
         passes=accumulation * passes,
         starting=accumulation * starting,
-        optimiser=(OPTIMISER_TRAFFIC + _AVERAGE_TRAFFIC + _NORM_TRAFFIC) * mine / device.bandwidth,
+        optimiser=STEP_TRAFFIC * mine / device.bandwidth,
         collectives=sum(message.seconds(world, cluster) for message in messages),
         network=accumulation * network,
     )

@@ -8,8 +8,9 @@ from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.counts import Forces
 from jmp_ds.planning.batches import BatchPlan, head_rows
 from jmp_ds.planning.devices import Cluster, Device
-from jmp_ds.planning.duration import StepTime, step_time
+from jmp_ds.planning.duration import STEP_TRAFFIC, StepTime, step_time
 from jmp_ds.planning.memory import kept_bytes, parameter_count, working_bytes
+from jmp_ds.planning.offload import Offload, device_states, host_bytes, transfer_seconds
 from jmp_ds.planning.states import PRECISIONS, ModelStates, PrecisionName, Stage, model_states, why_refused
 
 
@@ -23,6 +24,7 @@ class Setting:
         forces: from a head, or as gradient of the energy.
         tasks: with an energy head each, and a force head with direct forces.
         precision, stage, recompute: how it is trained.
+        offload: what lies in the machine's memory (offload.py); decides the stage.
         world: processes, one device each.
         batch: micro-batch of one process.
         accumulation: micro-batches per optimiser step.
@@ -36,6 +38,7 @@ class Setting:
     precision: PrecisionName = "bf16"
     stage: Stage = 1
     recompute: bool = False
+    offload: Offload = "none"
     world: int = 1
     batch: BatchPlan
     accumulation: int = 1
@@ -81,17 +84,20 @@ class Prediction:
         memory: of one process.
         time: of one optimiser step.
         limit: bytes that the device leaves to use.
+        host, host_limit: bytes of one machine's memory that its processes take for states, and may take.
     """
 
     setting: Setting
     memory: ProcessMemory
     time: StepTime
     limit: int
+    host: int = 0
+    host_limit: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether memory suffices."""
-        return self.memory.total <= self.limit
+        """Whether memory suffices, the machine's among it."""
+        return self.memory.total <= self.limit and self.host <= self.host_limit
 
     @property
     def refused(self) -> str:
@@ -133,7 +139,16 @@ def predict(setting: Setting, device: Device, cluster: Cluster) -> Prediction:
         parameters=parameters, precision=setting.precision, stage=setting.stage, world=setting.world,
         accumulation=setting.accumulation,
     )  # fmt: skip
-    return Prediction(setting, memory, time, device.usable)
+    host = cluster.host
+    neighbours = min(setting.world, cluster.gpus_per_node)
+    where = (parameters, setting.world, setting.precision, setting.offload)
+    if setting.offload != "none":
+        time = replace(
+            time,
+            optimiser=STEP_TRAFFIC * parameters / setting.world * neighbours / host.bandwidth,
+            transfers=transfer_seconds(*where, setting.accumulation, host),
+        )
+    return Prediction(setting, memory, time, device.usable, neighbours * host_bytes(*where), host.memory)
 
 
 def process_memory(setting: Setting, parameters: int) -> ProcessMemory:
@@ -148,5 +163,8 @@ def process_memory(setting: Setting, parameters: int) -> ProcessMemory:
     kept = kept_bytes(sizes, counts, heads, setting.forces, itemsize=how.feature, padded=setting.padded)
     copies = 0 if setting.recompute else int(how.copies * parameters)
     workspace = working_bytes(sizes, counts, setting.forces, itemsize=how.feature, padded=setting.padded)
-    states = model_states(parameters, setting.stage, setting.world, setting.precision)
+    if setting.offload == "none":
+        states = model_states(parameters, setting.stage, setting.world, setting.precision)
+    else:
+        states = device_states(parameters, setting.world, setting.precision, setting.offload)
     return ProcessMemory(states, kept + copies, workspace)

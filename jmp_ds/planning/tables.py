@@ -15,16 +15,18 @@ from jmp_ds.planning.plan import Prediction
 def memory_table(found: Sequence[Prediction]) -> Table:
     """Memory per device by component; one row per setting."""
     columns = ("ZeRO", "recompute", "parameters", "gradients", "masters", "moments", "average", "buckets",
-               "activations", "workspace", "step", "peak", "fits")  # fmt: skip
+               "activations", "workspace", "step", "peak", "machine", "fits")  # fmt: skip
     rows = []
     for p in found:
         m, s = p.memory, p.memory.states
         sizes = (s.parameters + s.gathered, s.gradients, s.masters, s.moments, s.average, s.buckets,
                  m.activations, m.workspace, s.in_step, m.total)  # fmt: skip
-        rows.append((*_of(p), *(_gib(size) for size in sizes), _verdict(p)))
-    limit = found[0].limit / GIB
+        machine = "-" if p.setting.offload == "none" else _gib(p.host)
+        rows.append((*_of(p), *(_gib(size) for size in sizes), machine, _verdict(p)))
+    limit, host = found[0].limit / GIB, found[0].host_limit / GIB
     title = (
-        f"memory per device in GiB; {limit:.1f} usable. peak: the larger of the backward pass and the optimiser's step"
+        f"memory per device in GiB; {limit:.1f} usable. peak: the larger of the backward pass and the optimiser's step. "
+        f"machine: what is offloaded, of all its processes; {host:.0f} usable"
     )
     return Table(title, columns, tuple(rows))
 
@@ -38,12 +40,12 @@ def time_table(found: Sequence[Prediction], structures: float | None, epochs: fl
         epochs: number of epochs.
         edges: main edges per structure of the data set, or None for those of the batch.
     """
-    columns = ("ZeRO", "recompute", "products", "passes", "starting", "optimiser", "collectives", "step",
+    columns = ("ZeRO", "recompute", "products", "passes", "starting", "optimiser", "collectives", "transfers", "step",
                "structures/s", "device-hours")  # fmt: skip
     rows = []
     for p in found:
         t = p.time
-        parts = (t.products, t.passes, t.starting, t.optimiser, t.collectives, t.total)
+        parts = (t.products, t.passes, t.starting, t.optimiser, t.collectives, t.transfers, t.total)
         hours = "-" if structures is None else f"{p.device_hours(structures, epochs, edges):.4g}"
         rows.append((*_of(p), *(f"{1e3 * part:.4g}" for part in parts), f"{p.structures_per_s:.4g}", hours))
     return Table("time of an optimiser step in ms", columns, tuple(rows))
@@ -85,6 +87,9 @@ def as_json(p: Prediction, structures: float | None, epochs: float, edges: float
     s, m = p.setting, p.memory
     return {
         "stage": s.stage,
+        "offload": s.offload,
+        "host_bytes": p.host,
+        "host_usable_bytes": p.host_limit,
         "recompute": s.recompute,
         "fits": p.fits,
         "refused": p.refused,
@@ -98,7 +103,9 @@ def as_json(p: Prediction, structures: float | None, epochs: float, edges: float
 
 
 def _of(p: Prediction) -> tuple[str, str]:
-    return str(p.setting.stage), "on" if p.setting.recompute else "off"
+    s = p.setting
+    stage = str(s.stage) if s.offload == "none" else f"{s.stage}, offload {s.offload}"
+    return stage, "on" if s.recompute else "off"
 
 
 def _gib(size: float) -> str:

@@ -20,7 +20,7 @@ from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.models.counts import BatchCounts, dense_layers, forward_flops, step_flops
 from jmp_ds.models.presets import preset
 from jmp_ds.planning.batches import head_rows, named_batch, named_counts, store_batch, with_edges
-from jmp_ds.planning.choice import candidates, choose, ready_config
+from jmp_ds.planning.choice import candidates, choose, offloaded, ready_config
 from jmp_ds.planning.collectives import Collective
 from jmp_ds.planning.devices import GIB, Device, cluster, device, device_names
 from jmp_ds.planning.duration import step_time, work_of
@@ -172,12 +172,60 @@ def test_too_large_a_model_is_told_how_many_devices() -> None:
 
 
 def test_configurations_are_known_by_their_contents() -> None:
-    assert {(c.name, c.stage, c.precision) for c in CONFIGS if c.plain} >= {
+    assert {(c.name, c.stage, c.precision) for c in CONFIGS if c.offload == "none" and not c.for_cpu} >= {
         ("zero1_bf16", 1, "bf16"),
         ("zero2_fp32", 2, "float32"),
     }
-    assert not ready_config("x", {"zero_optimization": {"stage": 2, "offload_optimizer": {}}}).plain
+    offloading = {c.name: (c.stage, c.precision, c.offload) for c in CONFIGS if c.offload != "none" and not c.for_cpu}
+    assert offloading == {
+        "few_gpus_offload": (2, "bf16", "optimiser"),
+        "few_gpus_offload_all": (3, "deepspeed-bf16", "all"),
+    }
     assert ready_config("x", {"bf16": {"enabled": True}}).precision == "deepspeed-bf16"
+
+
+def test_states_are_either_on_the_device_or_in_the_machine() -> None:
+    """Of 16 bytes of masters, moments and averages per parameter, and gradients; two processes hold half each."""
+    plain = predict(setting(stage=2, world=2, recompute=True), device("a100-40"), LINKS)
+    below = predict(setting(stage=2, world=2, recompute=True, offload="optimiser"), device("a100-40"), LINKS)
+    parameters = plain.setting.parameters
+    assert below.memory.states.resident == 4 * parameters
+    assert below.host == pytest.approx(2 * 20 * parameters / 2, rel=1e-6)
+    assert plain.host == plain.time.transfers == 0
+    assert plain.memory.states.resident - below.memory.states.resident == pytest.approx(8 * parameters, rel=1e-6)
+    everything = predict(setting(stage=3, world=2, offload="all", precision="deepspeed-bf16"), device("a100-40"), LINKS)
+    assert everything.memory.states.resident == 0
+    assert everything.host == pytest.approx((20 + 2) * parameters, rel=1e-6)
+
+
+def test_transfers_go_over_the_link_to_the_machine() -> None:
+    where, one = device("h200"), setting(stage=2, world=4, offload="optimiser")
+    links = cluster("nvlink4", "ib-8x400", 8, "pcie5")
+    once, four = (predict(replace(one, accumulation=n), where, links).time for n in (1, 4))
+    part = one.parameters / 4
+    assert once.transfers == pytest.approx(part * (4 + 4) / (0.8 * 50e9))
+    assert four.transfers == pytest.approx(part * (4 * 4 + 4) / (0.8 * 50e9))  # parameters come up once
+    every = replace(one, stage=3, offload="all", precision="deepspeed-bf16", accumulation=4)
+    assert predict(every, where, links).time.transfers == pytest.approx(part * 4 * (2 + 2 * 2) / (0.8 * 50e9))
+    assert once.optimiser == pytest.approx(44 * part * 4 / 100e9)  # four processes share the machine's memory
+    assert once.total > predict(replace(one, offload="none"), where, links).time.total
+
+
+def test_what_the_machine_cannot_hold_is_told() -> None:
+    small = cluster("nvlink4", "ib-8x400", 8, "pcie4", 64)
+    found = offloaded(setting("jmp-xxl", world=1, precision="deepspeed-bf16"), device("rtx4090"), small)
+    chosen = choose(found, device("rtx4090"), small, CONFIGS)
+    assert chosen.best is None
+    assert any("GiB of each machine's memory, 51.2 GiB are usable" in line for line in chosen.advice), chosen.advice
+    large = replace(small, host=replace(small.host, memory=400 * GIB))
+    chosen = choose(
+        offloaded(setting("jmp-xxl", world=1, precision="deepspeed-bf16", edges=2000), device("rtx4090"), large),
+        device("rtx4090"),
+        large,
+        CONFIGS,
+    )
+    assert chosen.config == "few_gpus_offload_all", chosen.advice
+    assert "usable GiB per machine for optimiser states and parameters" in chosen.advice[0]
 
 
 def test_the_largest_structure_fills_the_device() -> None:

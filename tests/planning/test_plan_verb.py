@@ -34,6 +34,21 @@ def test_a_plan_is_told_written_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
+def test_offload_is_planned_where_nothing_fits_without(tmp_path: Path) -> None:
+    few = ["--model", "jmp-xl", "--memory", "12", "--gpus", "1", "--edges", "1000", "--json", tmp_path / "p.json"]
+    result = run("plan", *few, "--host-memory", "128")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert (found["ds_config"], found["best"]["offload"]) == ("few_gpus_offload", "optimiser")
+    assert 0 < found["best"]["host_bytes"] <= found["best"]["host_usable_bytes"]
+    assert "Use few_gpus_offload: ZeRO stage 2" in result.output
+    assert run("plan", *few, "--offload", "none").exit_code == 0
+    assert json.loads((tmp_path / "p.json").read_text())["best"] is None
+    run("plan", "--model", "jmp-s", "--gpus", "1", "--json", tmp_path / "p.json")
+    settings = json.loads((tmp_path / "p.json").read_text())["settings"]
+    assert {each["offload"] for each in settings} == {"none"}
+
+
 def test_a_plan_on_measured_steps() -> None:
     others = [FILES / f"tiny-slab98-float32-direct-recompute-{on}.json" for on in ("on", "off")]
     measured = [part for path in [SLAB, *others] for part in ("--measured", path)]
