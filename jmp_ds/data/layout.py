@@ -7,6 +7,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jmp_ds.errors import UserError
 
@@ -99,14 +100,38 @@ def read_marker(path: Path) -> Summary:
                 f"store {path} was cut off while it was written ({found} shards, no {MARKER}); write it again"
             )
         raise UserError(f"store {path}: there is no store here; make one with `jmp-ds data convert` or `data demo`")
-    values = json.loads((path / MARKER).read_text())
-    version = values.pop("format")
+    values = read_json(path, MARKER)
+    version = values.pop("format", None)
     if version != FORMAT_VERSION:
         raise UserError(f"store {path} has format {version}, this program reads format {FORMAT_VERSION}; convert again")
-    shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+    try:
+        shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+        summary = Summary(**{**values, "elements": tuple(values["elements"])}, shards=shards)
+    except (KeyError, TypeError) as error:
+        raise damaged(path, MARKER, error) from None
     for shard in shards:
         check_size(path, shard)
-    return Summary(**{**values, "elements": tuple(values["elements"])}, shards=shards)
+    return summary
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a store, which holds a mapping.
+
+    Raises:
+        StoreIncomplete: it is missing, or damaged.
+    """
+    try:
+        values = json.loads((path / name).read_text())
+    except (OSError, ValueError) as error:
+        raise damaged(path, name, error) from None
+    if not isinstance(values, dict):
+        raise damaged(path, name, "no mapping")
+    return values
+
+
+def damaged(path: Path, name: str, why: object) -> StoreIncomplete:
+    """What to say of a file of a store that cannot be read."""
+    return StoreIncomplete(f"store {path}: {name} is damaged or missing ({why}); copy or convert the store again")
 
 
 def check_size(path: Path, shard: Shard) -> None:

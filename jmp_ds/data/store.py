@@ -13,7 +13,6 @@ Units: eV, Å, eV/Å, eV/Å³.
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,18 @@ from numpy.typing import NDArray
 
 from jmp_ds.data.codec import decode
 from jmp_ds.data.environments import read_only
-from jmp_ds.data.layout import Shard, StoreIncomplete, Summary, check_size, group_hash, is_store, key_of, read_marker
+from jmp_ds.data.layout import (
+    Shard,
+    StoreIncomplete,
+    Summary,
+    check_size,
+    damaged,
+    group_hash,
+    is_store,
+    key_of,
+    read_json,
+    read_marker,
+)
 from jmp_ds.data.record import Record
 from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
@@ -50,7 +60,7 @@ class Store:
         """
         self.path = Path(path)
         self.summary = read_marker(self.path)
-        self.metadata: dict[str, Any] = json.loads((self.path / "metadata.json").read_text())
+        self.metadata: dict[str, Any] = read_json(self.path, "metadata.json")
         counts = [0, *(s.count for s in self.summary.shards)]
         self._starts: list[int] = np.cumsum(counts).tolist()
         self._environments: dict[int, lmdb.Environment] = {}
@@ -71,14 +81,23 @@ class Store:
     def natoms(self) -> NDArray[np.int32]:
         """Atoms per structure, int32 [n], memory-mapped."""
         if self._natoms is None:
-            self._natoms = np.load(self.path / "natoms.npy", mmap_mode="r", allow_pickle=False)
+            self._natoms = self._array("natoms.npy")
         return self._natoms
 
     @property
     def groups(self) -> NDArray[np.uint64]:
         """Hash of each structure's group, uint64 [n], memory-mapped; 0 where it stands alone."""
-        groups: NDArray[np.uint64] = np.load(self.path / "groups.npy", mmap_mode="r", allow_pickle=False)
-        return groups
+        return self._array("groups.npy")
+
+    def _array(self, name: str) -> NDArray[Any]:
+        """A number per structure, from its file."""
+        try:
+            found: NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            raise damaged(self.path, name, error) from None
+        if found.shape != (len(self),):
+            raise damaged(self.path, name, f"shape {found.shape} for {len(self)} structures")
+        return found
 
     @property
     def elements(self) -> tuple[int, ...]:

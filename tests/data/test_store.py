@@ -243,3 +243,19 @@ def test_records_of_the_first_layout_are_read() -> None:
     old = msgpack.packb((1, *msgpack.unpackb(content, use_list=False)))
     assert np.array_equal(decode(old).pos, record.pos)
     assert decode(old).id == record.id
+
+
+@pytest.mark.parametrize("name", ["complete.json", "metadata.json", "natoms.npy", "groups.npy"])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x93NUMPY\x01\x00v\x00{'descr'", b"[]"])
+def test_a_damaged_file_beside_the_shards_is_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    with StoreWriter(tmp_path / "s", {}) as writer:
+        writer.append([a_record(1)])
+    (tmp_path / "s" / name).write_bytes(content)
+
+    def read() -> int:
+        store = Store(tmp_path / "s")
+        return len(store.natoms) + len(store.groups)
+
+    with pytest.raises(UserError, match=rf"{name} is damaged or missing") as caught:
+        read()
+    assert "again" in str(caught.value)

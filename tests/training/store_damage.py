@@ -142,8 +142,8 @@ def trial(damage: Damage, original: Path, folder: Path, rng: random.Random, stra
         started = start(file, damage.world, damage.workers)
     else:
         started = start(file, damage.world, damage.workers, 0.15)
-        end = time.monotonic() + 100
-        while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
+        end, log = time.monotonic() + 100, run / "metrics.jsonl"
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < end:
             time.sleep(0.01)
         spoil(shard, damage.how, rng)
     codes, _ = wait(started, 120.0)
