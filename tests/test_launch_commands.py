@@ -208,7 +208,7 @@ def outcome_by(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, node_ra
         words=(sys.executable, "-c", f"import sys, pathlib; run = pathlib.Path({str(folder / 'run')!r}); {code}")
     )
     monkeypatch.setattr(launching, "make_command", lambda *_: command)
-    monkeypatch.setattr(restarting.Attempts, "pause", 0.001)
+    monkeypatch.setattr(restarting, "_LONGEST_PAUSE", 0.001)
     try:
         train_verbs.start(prepared, [], Launcher.local, Layout(nodes=2, node_rank=node_rank), restarts)
     except typer.Exit as end:
@@ -252,7 +252,7 @@ def test_a_restart_has_what_is_left_of_the_wall_time_and_a_new_port(
         return Command(words=(sys.executable, "-c", "raise SystemExit(1)"))
 
     monkeypatch.setattr(launching, "make_command", make)
-    monkeypatch.setattr(restarting.Attempts, "pause", 0.001)
+    monkeypatch.setattr(restarting, "_LONGEST_PAUSE", 0.001)
     prepared = train_verbs.Prepared([tmp_path / "run"], "cpu", 2.0, lambda: None, list)
     for launcher in (Launcher.local, Launcher.torchrun):
         made.clear()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from jmp_ds.data.layout import check_size
 from jmp_ds.data.sources import Source, sample_id
 from jmp_ds.data.transport import Parcel, pack, unpack
 from jmp_ds.errors import UserError
@@ -67,6 +68,16 @@ class BatchBuilder:
         self._edge_dropout = edge_dropout
         self._seed = seed
         self._graphs = graphs
+
+    def check_files(self) -> None:
+        """Whether all shards are as long as they should be.
+
+        Raises:
+            StoreIncomplete: one is not.
+        """
+        for _, _, store, _ in self._origins:
+            for shard in store.summary.shards:
+                check_size(store.path, shard)
 
     def __call__(self, work: Work) -> Batch | Unbuilt:
         """The batch of one work order; the same wherever and whenever it is made."""
@@ -125,6 +136,9 @@ def built(
             if isinstance(parcel, UserError):
                 raise parcel
             yield unpack(parcel)
+    except WorkerDied:
+        builder.check_files()  # a worker that reads from a file while it is cut short is killed for it
+        raise
     finally:
         end_workers()
         atexit.unregister(end_workers)

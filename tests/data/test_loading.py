@@ -20,6 +20,7 @@ import pytest
 import torch
 from drawn import Drawn, drawn, whole_run
 
+from jmp_ds.data import workers as workers_module
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.record import make_record
@@ -367,6 +368,22 @@ def test_a_dead_worker_is_an_error(sources: list[Source]) -> None:
     with pytest.raises(RuntimeError, match="worker") as caught:
         list(steps)
     assert isinstance(caught.value, WorkerDied) or "is killed by signal" in str(caught.value)
+
+
+def test_a_worker_killed_by_a_store_cut_short_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short in the very moment in which it was read: what is left to see is that the worker died."""
+    source = open_source("crystals", TASKS[0][1], a_store(tmp_path, "c", 12, periodic=True), ["energy"])
+
+    def died(parcels: Any) -> None:
+        raise WorkerDied("a data worker process died")
+
+    monkeypatch.setattr(workers_module, "_next", died)
+    with pytest.raises(WorkerDied):
+        list(a_loader([source], workers=1))
+    steps = iter(a_loader([source], workers=1))
+    os.truncate(tmp_path / "c" / "shard-00001.lmdb", 4096)
+    with pytest.raises(UserError, match=r"shard-00001.lmdb has 4096 bytes instead of"):
+        list(steps)
 
 
 def test_a_program_that_fails_ends(sources: list[Source]) -> None:

@@ -30,6 +30,9 @@ LIBRARIES = ("jmp_ds.cli.app", "jmp_ds.config.checks", "jmp_ds.pretrain", "small
 ADVICE = "again"
 
 
+NEXT = "killed while it read, and named at the next start"
+
+
 @dataclass
 class Damages:
     """What was seen: numbers by kind of damage and of end, and whatever should not have been."""
@@ -151,18 +154,34 @@ def trial(damage: Damage, original: Path, folder: Path, rng: random.Random, stra
     words = [" ".join(text.split()) for text in texts]
     when = "before the run" if damage.early else "during the run"
     how = damage.how if damage.file.endswith(".lmdb") else f"{damage.how}, other files"
-    if not any(codes):
+    told = [code == 2 and damage.file in w and ADVICE in w for code, w in zip(codes, words, strict=True)]
+    cut = damage.how == "truncated" and not damage.early
+    if (
+        cut
+        and not any(told)
+        and any(code == -7 or "Bus error" in text for code, text in zip(codes, texts, strict=True))
+    ):
+        end_ = again(damage, file)  # in the very moment in which a batch was read
+    elif not any(codes):
         end_ = "no effect" if weights(run) == straight else "other weights"
     elif any("Traceback" in text for text in texts) or any(code < 0 for code in codes):
         end_ = "not a message"
-    elif not any(code == 2 and damage.file in w and ADVICE in w for code, w in zip(codes, words, strict=True)):
+    elif not any(told):
         end_ = "message does not say what and where"
     else:
         end_ = "message" if all(codes) else "some processes went on"
     found.ends[how, when, end_] += 1
-    if end_ not in ("no effect", "message"):
+    if end_ not in ("no effect", "message", NEXT):
         found.problems.append(f"{damage}: {end_}, exit codes {codes}\n" + "\n".join(t[-2500:] for t in texts))
     shutil.rmtree(folder)
+
+
+def again(damage: Damage, file: Path) -> str:
+    """How another start of a run ends that was killed (SIGBUS) by reading from a file while that was cut short."""
+    codes, _ = wait(start(file, damage.world, damage.workers), 120.0)
+    words = [" ".join(text.split()) for text in said(file.parent, damage.world)]
+    fine = any(code == 2 and damage.file in w for code, w in zip(codes, words, strict=True))
+    return NEXT if fine else "killed, and not named at the next start"
 
 
 def trials(number: int, seed: int, folder: Path) -> Damages:
@@ -195,7 +214,8 @@ def table(found: Damages) -> str:
         f"{total} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 data workers): "
         f"{stopped} runs stopped with a message that names the file and what to do, "
         f"{sum(n for (_, _, end), n in found.ends.items() if end == 'no effect')} ended with the weights of an undisturbed "
-        f"run; {len(found.problems)} did anything else.",
+        f"run; {sum(n for (_, _, end), n in found.ends.items() if end == NEXT)} were killed (SIGBUS) by reading while the file "
+        f"was cut short, and named it at the next start; {len(found.problems)} did anything else.",
         "",
         "| store files | when | stopped with a message | no effect on the weights |",
         "|---|---|---|---|",
