@@ -208,14 +208,14 @@ def trials(number: int, seed: int, folder: Path) -> Damages:
 
 def table(found: Damages) -> str:
     """The figures in words and as a table."""
-    total = found.ends.total()
-    stopped = sum(n for (_, _, end), n in found.ends.items() if end == "message")
+    by_end = Counter[str]()
+    for (_, _, end), count in found.ends.items():
+        by_end[end] += count
     lines = [
-        f"{total} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 data workers): "
-        f"{stopped} runs stopped with a message that names the file and what to do, "
-        f"{sum(n for (_, _, end), n in found.ends.items() if end == 'no effect')} ended with the weights of an undisturbed "
-        f"run; {sum(n for (_, _, end), n in found.ends.items() if end == NEXT)} were killed (SIGBUS) by reading while the file "
-        f"was cut short, and named it at the next start; {len(found.problems)} did anything else.",
+        f"{found.ends.total()} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 data workers): "
+        f"{by_end['message']} runs stopped with a message that names the file and what to do, {by_end['no effect']} ended with "
+        f"the weights of an undisturbed run; {by_end[NEXT]} were killed (SIGBUS) by reading while the file was cut short, and "
+        f"named it at the next start; {len(found.problems)} did anything else.",
         "",
         "| store files | when | stopped with a message | no effect on the weights |",
         "|---|---|---|---|",
