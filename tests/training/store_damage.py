@@ -212,10 +212,10 @@ def table(found: Damages) -> str:
     for (_, _, end), count in found.ends.items():
         by_end[end] += count
     lines = [
-        f"{found.ends.total()} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 data workers): "
-        f"{by_end['message']} runs stopped with a message that names the file and what to do, {by_end['no effect']} ended with "
-        f"the weights of an undisturbed run; {by_end[NEXT]} were killed (SIGBUS) by reading while the file was cut short, and "
-        f"named it at the next start; {len(found.problems)} did anything else.",
+        f"{found.ends.total()} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 "
+        f"data workers): {by_end['message']} runs stopped with a message that names the file and what to do, "
+        f"{by_end['no effect']} ended with the weights of an undisturbed run; {by_end[NEXT]} were killed (SIGBUS) by reading "
+        f"while the file was cut short, and named it at the next start; {len(found.problems)} did anything else.",
         "",
         "| store files | when | stopped with a message | no effect on the weights |",
         "|---|---|---|---|",
