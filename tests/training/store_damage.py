@@ -214,8 +214,8 @@ def table(found: Damages) -> str:
     lines = [
         f"{found.ends.total()} damaged files of a data store, each in a run of its own (1 or 2 processes, 0 or 1 "
         f"data workers): {by_end['message']} runs stopped with a message that names the file and what to do, "
-        f"{by_end['no effect']} ended with the weights of an undisturbed run; {by_end[NEXT]} were killed (SIGBUS) by reading "
-        f"while the file was cut short, and named it at the next start; {len(found.problems)} did anything else.",
+        f"{by_end['no effect']} ended with the weights of an undisturbed run; {by_end[NEXT]} were killed (SIGBUS) by "
+        f"reading while the file was cut short, and named it at the next start; {len(found.problems)} did anything else.",
         "",
         "| store files | when | stopped with a message | no effect on the weights |",
         "|---|---|---|---|",
