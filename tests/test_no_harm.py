@@ -174,11 +174,11 @@ def test_before_and_after_are_told(tmp_path: Path, bundle: Path) -> None:
     file = file_for(tmp_path, bundle, remember=remember)
     tuned(file, "train.optimizer.lr=0.003")
     start = json.loads((tmp_path / "tuned" / "start.json").read_text())
-    assert set(start["errors"]) == {"constant", "this run", "head of origin"}
+    assert set(start["errors"]) == {"constant", "before step 1", "head of origin"}
     assert start["references"] == {}  # new heads have nothing to move from
     found = json.loads((tmp_path / "tuned" / "report" / "tuning.json").read_text())
     gained = found["gained"]["target/forces_mae"]
-    assert set(gained) == {"constant", "this run", "head of origin", "tuned"}
+    assert set(gained) == {"constant", "before step 1", "head of origin", "tuned"}
     before, after = found["forgotten"]["origin/forces_mae"]
     assert before != after  # the backbone has moved
     page = (tmp_path / "tuned" / "report" / "report.html").read_text()
@@ -206,7 +206,7 @@ def test_references_that_moved_are_told(tmp_path: Path, bundle: Path) -> None:
     file = file_for(tmp_path, bundle)
     tuned(file, "from.heads=copy:origin")
     start = json.loads((tmp_path / "tuned" / "start.json").read_text())
-    assert set(start["errors"]) == {"constant", "this run"}
+    assert set(start["errors"]) == {"constant", "before step 1"}
     before, now = start["references"]["target"]["6"]
     assert before == -40.0
     assert now != before

@@ -25,6 +25,8 @@ from jmp_ds.training.processes import Processes
 
 #: Validation structures per task that errors before the first step are taken from, at most.
 STRUCTURES = 1000
+#: Names of the predictors that are always compared: a constant, and the run's network as it starts.
+CONSTANT, THIS_RUN = "constant", "before step 1"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Start:
     """Before the first step.
 
     Attributes:
-        errors: by predictor (`constant`, `this run`, `head of TASK`), its validation metrics.
+        errors: by predictor (`CONSTANT`, `THIS_RUN`, `head of TASK`), its validation metrics.
         references: by task and element, in eV: before (of the bundle's task) and now.
     """
 
@@ -69,7 +71,7 @@ def look_before(
     if not val:
         return Start({}, known)
     loader = eval_loader(config, model.tasks, [_part(source) for source in val], processes)
-    contenders: dict[str, MultiTaskModel | Constant] = {"constant": Constant(model.tasks), "this run": model}
+    contenders: dict[str, MultiTaskModel | Constant] = {CONSTANT: Constant(model.tasks), THIS_RUN: model}
     for task in bundle.tasks if bundle is not None else ():
         taken = {donor.name for donor in donors.values()} == {task.name}
         if not taken and all(_covers(task, own) for own in model.tasks):

@@ -16,7 +16,7 @@ from jmp_ds.config.checks import Checked
 from jmp_ds.config.finetune import FinetuneConfig
 from jmp_ds.experiment.forgetting import forgotten
 from jmp_ds.experiment.session import Material
-from jmp_ds.experiment.starting import Start
+from jmp_ds.experiment.starting import CONSTANT, THIS_RUN, Start
 from jmp_ds.experiment.transfer import Transfer
 from jmp_ds.files import write_json, write_text
 from jmp_ds.page import Section, Table, html_page
@@ -64,7 +64,9 @@ def report_tuning(config: FinetuneConfig, material: Material, checked: Checked, 
 def _gained(start: Mapping[str, Mapping[str, float]], end: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """By metric: validation error of every predictor before the first step, and of the tuned model."""
     names = [name for name in end if all(name in errors for errors in start.values())]
-    return {name: {**{who: errors[name] for who, errors in start.items()}, "tuned": end[name]} for name in names}
+    order = [who for who in (CONSTANT, THIS_RUN) if who in start]
+    order += [who for who in start if who not in order]
+    return {name: {**{who: start[who][name] for who in order}, "tuned": end[name]} for name in names}
 
 
 def _sections(

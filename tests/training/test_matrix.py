@@ -13,7 +13,7 @@ SAMPLE = all_cells()[::EVERY]
 
 @pytest.fixture(scope="module")
 def results() -> list[tuple[Cell, Verdict]]:
-    return run(SAMPLE, timeout=300.0)
+    return run(SAMPLE, timeout=600.0)
 
 
 def test_every_cell_passes_or_is_refused(results: list[tuple[Cell, Verdict]]) -> None:
