@@ -65,7 +65,7 @@ def show_bundle(bundle: Bundle, name: str, console: Console) -> None:
 
 def _labels(task: Task) -> list[str]:
     kinds = {"forces": f"forces ({task.forces.kind})"} if task.forces is not None else {}
-    units = {s.label: f"{s.label} ({s.unit})" for s in task.scalars if s.unit}
+    units = {t.label: f"{t.label} ({task.units[t.label]})" for t in task.of_structures if task.units[t.label]}
     return [kinds.get(label) or units.get(label, label) for label in task.labels]
 
 

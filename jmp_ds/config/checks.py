@@ -18,7 +18,7 @@ from jmp_ds.config.loading import Resolved
 from jmp_ds.config.messages import nearest
 from jmp_ds.config.pretrain import PretrainConfig, TrainingConfig
 from jmp_ds.config.sections import ModelConfig
-from jmp_ds.config.tasks import EnergyConfig, TaskConfig
+from jmp_ds.config.tasks import ClassificationConfig, EnergyConfig, TaskConfig
 from jmp_ds.data.costs import load_cost_model
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
@@ -27,7 +27,7 @@ from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.presets import preset
 from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
-from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, ScalarTarget, Task
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, EnergyTarget, ExtentTarget, ForcesTarget, ScalarTarget, Task
 from jmp_ds.training.ds_config import DeepSpeedConfig, check_device, load_ds_config
 from jmp_ds.training.processes import kind_of_device
 
@@ -182,7 +182,7 @@ def _check_remembered(resolved: Resolved[FinetuneConfig], bundle: Bundle | None)
 def labels_of(task: TaskConfig) -> list[str]:
     """Labels that a task learns or evaluates."""
     names = ["energy"] * (task.energy is not None) + ["forces"] * (task.forces is not None)
-    return [*names, *(s.label for s in task.all_scalars)]
+    return [*names, *(t.label for t in task.of_structures)]
 
 
 def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> BackboneConfig:
@@ -205,7 +205,7 @@ def _backbone(resolved: Resolved[TrainingConfig], model: ModelConfig) -> Backbon
 def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, model: ModelConfig) -> BackboneConfig:
     """The force branch where a task has direct forces; recomputation where it is asked for."""
     tasks = resolved.config.tasks.values()
-    direct = any(task.force_kind == "direct" for task in tasks)
+    direct = any(task.force_kind == "direct" or (task.dipole and task.dipole.atomic) for task in tasks)
     return replace(
         base, direct_forces=direct, recompute=base.recompute if model.recompute == "auto" else model.recompute == "on"
     )
@@ -294,15 +294,23 @@ def _task(name: str, config: TaskConfig, graph: GraphSettings, head_bias: bool) 
     if energy is None and config.force_kind == "gradient":
         energy = EnergyConfig(weight=0.0)
     bias = head_bias if energy is None or energy.bias is None else energy.bias
-    forces = None if config.forces is None else ForcesTarget(**config.forces.model_dump())
-    scalars = [ScalarTarget(**s.model_dump()) for s in config.all_scalars]
-    return Task(
+    task = Task(
         name=name,
         graph=graph,
-        energy=None if energy is None else EnergyTarget(weight=config.weight * energy.weight, bias=bias),
-        forces=None if forces is None else replace(forces, weight=config.weight * forces.weight),
-        scalars=tuple(replace(s, weight=config.weight * s.weight) for s in scalars),
+        energy=None if energy is None else EnergyTarget(weight=energy.weight, bias=bias),
+        forces=None if config.forces is None else ForcesTarget(**config.forces.model_dump()),
+        scalars=tuple(ScalarTarget(**s.model_dump(exclude={"references"})) for s in config.all_scalars),
+        spatial_extent=None if config.spatial_extent is None else ExtentTarget(**config.spatial_extent.model_dump()),
+        dipole=None if config.dipole is None else DipoleTarget(**config.dipole.model_dump()),
+        classification=None if config.classification is None else _class_target(config.classification),
     )
+    return task.weighted(config.weight)
+
+
+def _class_target(config: ClassificationConfig) -> ClassTarget:
+    values = config.model_dump(exclude={"kind", "class_weights"})
+    kind = config.kind or ("binary" if config.classes == 2 else "multi")
+    return ClassTarget(**values, kind=kind, class_weights=tuple(config.class_weights))
 
 
 def _with_donor(task: Task, donor: Task) -> Task:
@@ -324,13 +332,24 @@ def _stores(resolved: Resolved[TrainingConfig]) -> dict[str, Store]:
             raise resolved.complaint(f"tasks.{name}.store", f"{task.store} holds no structure")
         for label in labels_of(task):
             if not store.summary.labels.get(label):
-                key = label if label in ("energy", "forces") else "scalar.label" if task.scalar else "scalars"
+                key = _place_of(task, label)
                 have = nearest(label, store.summary.labels)
                 raise resolved.complaint(
                     f"tasks.{name}.{key}", f"no structure in {task.store} has the label {label!r}; {have}"
                 )
         stores[name] = store
     return stores
+
+
+def _place_of(task: TaskConfig, label: str) -> str:
+    """Key below the task's where a label is asked for."""
+    if label in ("energy", "forces"):
+        return label
+    for key in ("scalar", "spatial_extent", "dipole", "classification"):
+        target = getattr(task, key)
+        if target is not None and target.label == label:
+            return f"{key}.label"
+    return "scalars"
 
 
 def _bundle(resolved: Resolved[FinetuneConfig], path: str) -> Bundle:

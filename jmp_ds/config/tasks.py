@@ -55,6 +55,49 @@ class ScalarConfig(Section):
     unit: str = Field(default="", description="unit of the label, for tables")
     weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss")
     reduction: Literal["sum", "mean", "max"] = Field(default="sum", description="how atoms are combined")
+    references: bool = Field(
+        default=False, description="take off element references, fitted by least squares, before mean and std"
+    )
+
+
+class SpatialExtentConfig(Section):
+    """Spatial extent of a molecule: a charge of every atom × its squared distance from the centre of mass, summed."""
+
+    label: str = Field(description="name of the label in the store")
+    unit: str = Field(default="", description="unit of the label, for tables")
+    weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss")
+
+
+class DipoleConfig(Section):
+    """Dipole moment of a molecule: a charge of every atom × its position from the centre of mass, summed."""
+
+    label: str = Field(
+        default="dipole",
+        description="name of the label in the store; `dipole` has three components, others are lengths",
+    )
+    unit: str = Field(default="e·Å", description="unit of the label, for tables")
+    weight: NonNegativeFloat = Field(default=1.0, description="factor in the loss")
+    norm: bool = Field(default=False, description="the label is the length of the vector")
+    atomic: bool = Field(default=False, description="add a vector of every atom, from a head on edges")
+
+
+class ClassificationConfig(Section):
+    """Which class a structure belongs to; the label is the number of its class, from 0."""
+
+    label: str = Field(description="name of the label in the store")
+    classes: int = Field(default=2, ge=2, description="how many classes there are")
+    kind: Literal["binary", "multi"] | None = Field(
+        default=None,
+        description="one logit for class 1 of two (`binary`), or one per class (`multi`); default: binary for two classes",
+    )
+    class_weights: list[PositiveFloat] = Field(
+        default_factory=list, description="factor of every class in the loss; none: 1"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="probability that a feature is dropped before the head in training"
+    )
+    reduction: Literal["sum", "mean", "max"] = Field(default="sum", description="how the logits of atoms are combined")
+    weight: NonNegativeFloat = Field(default=1.0, description="factor of the cross-entropy in the loss")
 
 
 class SplitFilesConfig(Section):
@@ -128,6 +171,9 @@ class TaskConfig(Section):
     forces: ForcesConfig | None = Field(default=None, description="learn `forces` (eV/Å)")
     scalar: ScalarConfig | None = Field(default=None, description="learn one other number per structure")
     scalars: list[ScalarConfig] = Field(default_factory=list, description="several of them")
+    spatial_extent: SpatialExtentConfig | None = Field(default=None, description="learn a spatial extent")
+    dipole: DipoleConfig | None = Field(default=None, description="learn a dipole moment, or its length")
+    classification: ClassificationConfig | None = Field(default=None, description="learn a class")
     split: SplitConfig = Field(default_factory=SplitConfig, description="which structures train, validate and test")
     weight: PositiveFloat = Field(default=1.0, description="factor of all weights of the task in the loss")
     heads: Annotated[str, Field(pattern=HEADS)] | None = Field(
@@ -145,15 +191,15 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _targets(self) -> TaskConfig:
-        if self.energy is None and self.forces is None and not self.all_scalars:
+        if self.energy is None and self.forces is None and not self.of_structures:
             raise ValueError("nothing to learn: give it `energy`, `forces` or `scalar`")
-        labels = [s.label for s in self.all_scalars]
+        labels = [t.label for t in self.of_structures]
         if len(set(labels)) != len(labels):
-            raise ValueError(f"the same scalar label twice: {labels}")
+            raise ValueError(f"the same label twice: {labels}")
         reserved = sorted({"energy", "forces"} & set(labels))
         if reserved:
             raise ValueError(f"scalar label {reserved[0]!r}: write `{reserved[0]}:` as its own key")
-        weights = [t.weight for t in (self.energy, self.forces, *self.all_scalars) if t is not None]
+        weights = [t.weight for t in (self.energy, self.forces, *self.of_structures) if t is not None]
         if not any(weights):
             raise ValueError("every weight is 0: nothing would be trained")
         return self
@@ -167,3 +213,9 @@ class TaskConfig(Section):
     def all_scalars(self) -> tuple[ScalarConfig, ...]:
         """`scalar` and `scalars` together."""
         return ((self.scalar,) if self.scalar else ()) + tuple(self.scalars)
+
+    @property
+    def of_structures(self) -> tuple[ScalarConfig | SpatialExtentConfig | DipoleConfig | ClassificationConfig, ...]:
+        """Everything that names its label, in the order of `Task.of_structures`."""
+        single = (self.spatial_extent, self.dipole, self.classification)
+        return (*self.all_scalars, *(target for target in single if target is not None))

@@ -27,7 +27,8 @@ OPEN_LENGTH = 1000.0
 #: Tag of an atom whose source gives no tags in OCP's sense (0 fixed bulk, 1 surface, 2 adsorbate): takes part in all.
 DEFAULT_TAG = 2
 
-#: Labels whose meaning and shape are fixed; any other label is one number per structure, [n] or [n, 3].
+#: Labels whose meaning and shape are fixed; any other label is one number per structure, [n] or [n, 3], and `dipole`
+#: (e·Å) may also be a vector, [3].
 FIXED_SHAPES = {"energy": "one number (eV)", "forces": "[n, 3] (eV/Å)", "stress": "[6], Voigt order (eV/Å³)"}
 
 #: Why a structure is not accepted: reason code -> what it means.
@@ -233,7 +234,8 @@ def _check_shapes(
             raise BadRecord(
                 "shape", f"label {name!r} has shape {array.shape}, expected {FIXED_SHAPES[name]} for {n} atoms"
             )
-        if name not in special and array.shape not in ((), (n,), (n, 3)):
+        vector = name == "dipole" and array.shape == (3,)
+        if name not in special and not vector and array.shape not in ((), (n,), (n, 3)):
             raise BadRecord(
                 "shape", f"label {name!r} has shape {array.shape}; one number, [n] or [n, 3] is possible, n={n}"
             )

@@ -1,4 +1,4 @@
-"""A model on a split: mean absolute errors in physical units, and the pairs for parity plots."""
+"""A model on a split: errors in physical units, and the pairs for parity plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jmp_ds.report import MAX_POINTS, Parity
 from jmp_ds.tasks.metrics import Metrics
 from jmp_ds.tasks.model import Outputs
 from jmp_ds.tasks.normalise import denormalize, offset, present
-from jmp_ds.tasks.specs import Task
+from jmp_ds.tasks.specs import ClassTarget, Task
 from jmp_ds.training.processes import Processes
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Evaluation:
     """A model on one split.
 
     Attributes:
-        metrics: mean absolute errors by name (see `metric_units`).
+        metrics: by name (see `metric_units`).
         parity: one panel per task and label, thinned to a number that can be drawn; energies per atom, without what
             the element references explain.
         breakdown: metric → kind (element, atoms, config_type) → value → mean absolute error.
@@ -74,7 +74,7 @@ def evaluate(
         progress: show a bar (by the first process).
     """
     metrics = Metrics(model.tasks, processes.device)
-    pairs: _Pairs = {(task.name, label): [] for task in model.tasks for label in task.labels}
+    pairs: _Pairs = {(task.name, label): [] for task in model.tasks for label in _drawn(task)}
     sums: Sums = {}
     for batch in _tracked(loader, progress and processes.first):
         moved = batch.to(processes.device)
@@ -87,8 +87,13 @@ def evaluate(
     state = processes.sum(metrics.state.flatten().tolist())
     metrics.state = torch.tensor(state, dtype=torch.float64).reshape(2, -1)
     parts = processes.gather({key: _joined(values) for key, values in pairs.items()})
-    panels = [_panel(task, label, parts) for task in model.tasks for label in task.labels]
+    panels = [_panel(task, label, parts) for task in model.tasks for label in _drawn(task)]
     return Evaluation(metrics.compute(), panels, joined(processes.gather(sums)))
+
+
+def _drawn(task: Task) -> list[str]:
+    """Labels that a parity plot can show: all but classes."""
+    return [label for label in task.labels if not isinstance(task.target(label), ClassTarget)]
 
 
 def _tracked(loader: EvalLoader, show: bool) -> Iterator[Batch | Unbuilt]:
@@ -99,7 +104,7 @@ def _collect(pairs: _Pairs, task: Task, outputs: Mapping[str, Tensor], batch: Ba
     """Add one batch's labelled rows."""
     rows = batch.rows[task.name]
     predicted = denormalize(task, outputs, batch)
-    for label in task.labels:
+    for label in _drawn(task):
         if label not in batch.labels:
             continue
         there = present(task, label, batch)
@@ -129,6 +134,6 @@ def _joined(values: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 def _panel(task: Task, label: str, parts: Sequence[Mapping[tuple[str, str], tuple[Array, Array]]]) -> Parity:
     reference, predicted = _joined([part[task.name, label] for part in parts])
-    units = {"energy": "eV/atom", "forces": "eV/Å", **{s.label: s.unit for s in task.scalars}}
+    units = {**task.units, "energy": "eV/atom"}
     what = "energy per atom, less references" if label == "energy" else label
     return Parity(f"{task.name}: {what}", units[label], reference, predicted)

@@ -92,6 +92,6 @@ def _heads(tasks: Sequence[Task], counts: BatchCounts) -> list[HeadRows]:
     heads = []
     for number, task in enumerate(tasks):
         heads.append(HeadRows(f"{task.name}.energy", "atoms", 0 if number else counts.atoms))
-        if task.direct_forces:
+        if task.edge_features:
             heads.append(HeadRows(f"{task.name}.forces", "edges", 0 if number else counts.main))
     return heads

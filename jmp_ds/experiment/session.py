@@ -32,7 +32,7 @@ from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
 from jmp_ds.graphs.batch import Batch, Structures
 from jmp_ds.planning import backend
 from jmp_ds.tasks.losses import count_labels, loss_sums
-from jmp_ds.tasks.metrics import Metrics
+from jmp_ds.tasks.metrics import Metrics, error_of
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.engine import Engine, EngineOptions
@@ -259,19 +259,21 @@ def primary_metric(metrics: Mapping[str, float], tasks: Sequence[Task], chosen: 
         metrics: by name (see `metric_units`).
         tasks: of the model.
         chosen: `task/label`, or None: the mean over the tasks of the error of forces, where no task has forces of
-            energies, else of scalars, each in units of its label's scale.
+            energies, else of the other labels, each in units of its label's scale; of classes, 1 - balanced accuracy.
 
     Raises:
         UserError: the validation structures carry no such label.
     """
     if chosen is not None:
-        if f"{chosen}_mae" not in metrics:
+        name, _, label = chosen.partition("/")
+        error = next((error_of(metrics, task, label) for task in tasks if task.name == name), None)
+        if error is None:
             raise UserError(f"validate.metric: no validation structure carries {chosen}")
-        return metrics[f"{chosen}_mae"]
+        return error
     terms: dict[str, list[float]] = {"forces": [], "energy": [], "scalars": []}
     for task in tasks:
         for label in task.labels:
-            value = metrics.get(f"{task.name}/{label}_mae")
+            value = error_of(metrics, task, label)
             if value is not None:
                 unit = 1000.0 if label == "forces" else 1.0  # forces are told in meV/Å
                 terms.get(label, terms["scalars"]).append(value / (unit * task.scale(label)))

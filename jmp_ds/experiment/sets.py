@@ -14,13 +14,13 @@ from jmp_ds.config.loading import Resolved
 from jmp_ds.config.pretrain import TrainingConfig
 from jmp_ds.config.tasks import SplitConfig, TaskConfig
 from jmp_ds.data.order import permute
-from jmp_ds.data.references import Statistics, fit_statistics, normalization
+from jmp_ds.data.references import LabelStatistics, Statistics, fit_statistics, normalization
 from jmp_ds.data.selection import Selection, keep_selections, kept_selections
 from jmp_ds.data.splits import split, split_from_files
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json
-from jmp_ds.tasks.specs import Normalization, Task
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, ExtentTarget, Normalization, Task
 
 #: References, means and scales come from so many training structures at most.
 STATISTICS_FROM = 1_000_000
@@ -124,6 +124,7 @@ def normalised_tasks(
 def _statistics(task: Task, config: TaskConfig, data: TaskData, donor: Task | None, progress: bool) -> Statistics:
     """Statistics of the training split, or of a random part of a very large one, with references where wanted."""
     fit = "energy" in task.labels and config.references in ("auto", "fit")
+    referenced = ["energy"] * fit + [s.label for s in config.all_scalars if s.references]
     start = donor.normalize_by("energy").references if donor is not None else ()
     train = data.splits["train"]
     if len(train) > STATISTICS_FROM:
@@ -133,7 +134,7 @@ def _statistics(task: Task, config: TaskConfig, data: TaskData, donor: Task | No
     return fit_statistics(
         data.store,
         train[places],
-        referenced=("energy",) if fit else (),
+        referenced=referenced,
         base_references={"energy": start} if fit and start else None,
         progress=progress,
     )
@@ -146,6 +147,7 @@ def _normalization(
     if config.references == "keep" and donor is not None:
         return {k: n for k, n in donor.normalization.items() if k in task.labels}
     labels = [label for label in task.labels if label in statistics.labels]
+    _check_labels(task, statistics)
     missing = sorted(set(task.labels) - set(labels) - ({"energy"} if task.gradient_forces else set()))
     if missing:
         raise UserError(
@@ -154,7 +156,42 @@ def _normalization(
     norms = {
         label: Normalization(**values)
         for label, values in normalization(statistics, labels, gradient_forces=task.gradient_forces).items()
+        if not isinstance(task.target(label), ClassTarget)
     }
+    norms |= {label: _scale_alone(statistics.labels[label]) for label in labels if _centred(task, label)}
     if task.gradient_forces and "energy" not in norms:
         norms["energy"] = Normalization(std=norms["forces"].std)
     return norms
+
+
+def _centred(task: Task, label: str) -> bool:
+    """Whether a label is made of charges: a mean would give extent and dipole to an atom alone."""
+    return isinstance(task.target(label), ExtentTarget | DipoleTarget)
+
+
+def _scale_alone(label: LabelStatistics) -> Normalization:
+    """Zero stays zero."""
+    return Normalization(std=label.rms if label.rms > 0.0 else 1.0)
+
+
+def _check_labels(task: Task, statistics: Statistics) -> None:
+    """Labels of classes must be numbers of classes; a dipole must be the vector or the length that is asked for.
+
+    Raises:
+        UserError: a number below zero or beyond the classes, or a label of another shape.
+    """
+    dipole = task.dipole
+    if dipole is not None and (moment := statistics.labels.get(dipole.label)) is not None:
+        wanted = 1 if dipole.norm else 3
+        if moment.values != wanted * moment.count:
+            raise UserError(
+                f"task {task.name}: label {dipole.label!r} has {moment.values / moment.count:g} numbers per structure, "
+                f"not {wanted}; set dipole.norm to {str(not dipole.norm).lower()}"
+            )
+    target = task.classification
+    found = statistics.labels.get(target.label) if target is not None else None
+    if target is not None and found is not None and (found.minimum < 0 or found.maximum > target.classes - 1):
+        raise UserError(
+            f"task {task.name}: label {target.label!r} goes from {found.minimum:g} to {found.maximum:g}, but "
+            f"{target.classes} classes are numbered 0 to {target.classes - 1}; set classification.classes"
+        )

@@ -17,7 +17,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.planning import Graphs, graphs_on
-from jmp_ds.tasks.normalise import denormalize
+from jmp_ds.tasks.normalise import denormalize, readable
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -35,7 +35,7 @@ class Prediction:
     Attributes:
         energy: eV.
         forces: float64 [n, 3], eV/Å.
-        scalars: by label, in the label's unit.
+        scalars: by label, in the label's unit; classes and components of dipoles as `readable` names them.
     """
 
     energy: float | None = None
@@ -111,7 +111,7 @@ class Predictor:
             with torch.no_grad():
                 outputs = self.model(batch)[self.task.name]
             values = {label: x.cpu().numpy() for label, x in denormalize(self.task, outputs, batch).items()}
-            yield from zip(parcel.atoms, self._split(parcel, values), strict=True)
+            yield from zip(parcel.atoms, self._split(parcel, readable(self.task, values)), strict=True)
 
     def features(self, atoms: Iterable[Atoms], reduction: Literal["sum", "mean"] = "mean") -> NDArray[np.float64]:
         """Embeddings of the structures: the backbone's atom features, reduced; float64 [number, emb_size_atom]."""

@@ -2,7 +2,11 @@
 
 Nothing here divides: only who knows all ranks and the whole window can. Published weighting (specification section 7):
 one mean over all structures that carry an energy, one over all that carry forces, whatever their task. With `per_task`,
-every task and label has a mean of its own.
+every task and label has a mean of its own. Labels of structures (scalars, extents, dipoles, classes) have one mean per
+name.
+
+The published classification loss is a sum over the batch, so its learning rate depends on the size of the batch
+(specification, 11.35); here it is the mean over structures like every other, and `weight` does the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import torch
 from torch import Tensor
 
 from jmp_ds.graphs.batch import Structures
-from jmp_ds.tasks.normalise import normalized_target, present
-from jmp_ds.tasks.specs import Task
+from jmp_ds.tasks.classes import cross_entropy
+from jmp_ds.tasks.normalise import class_numbers, normalized_target, present
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, Task
 
 #: Added to every component of a force error before its length is taken, as published.
 FORCE_EPS = 1e-6
@@ -23,8 +28,8 @@ FORCE_EPS = 1e-6
 def loss_groups(tasks: Sequence[Task], *, per_task: bool = False) -> dict[str, list[tuple[Task, str]]]:
     """Which (task, label) terms share one count.
 
-    Group names are `energy`, `forces`, `forces_per_atom` (tasks whose force loss is a mean over atoms) and the labels
-    of scalars; with `per_task`, `task/name`. The order follows the tasks, so it is the same on every rank.
+    Group names are `energy`, `forces`, `forces_per_atom` (tasks whose force loss is a mean over atoms) and the other
+    labels; with `per_task`, `task/name`. The order follows the tasks, so it is the same on every rank.
     """
     groups: dict[str, list[tuple[Task, str]]] = {}
     for task in tasks:
@@ -71,16 +76,30 @@ def _term(output: Tensor, task: Task, label: str, batch: Structures) -> Tensor:
     """The weighted error sum of one label of one task."""
     with torch.autocast(output.device.type, enabled=False):
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        if label not in batch.labels:
-            target = torch.zeros_like(output)
-        else:
-            target = normalized_target(task, label, batch, output.dtype)
-        errors = _force_errors(output, target, task, batch) if label == "forces" else (output - target).abs()
+        errors = _errors(output, task, label, batch)
         there = present(task, label, batch)
         if label == "forces":
             there = there.index_select(0, batch.rows[task.name].atom_structure)
         total: Tensor = torch.where(there, errors, 0.0).sum()
         return total * _weight(task, label)
+
+
+def _errors(output: Tensor, task: Task, label: str, batch: Structures) -> Tensor:
+    """Error of every row of one label: [B_t], or [N_t] for forces; meaningless where the label is absent."""
+    spec = task.target(label)
+    if isinstance(spec, ClassTarget):
+        zeros = torch.zeros(output.shape[0], dtype=torch.int64, device=output.device)
+        return cross_entropy(output, class_numbers(task, label, batch) if label in batch.labels else zeros, spec)
+    if label not in batch.labels:
+        target = torch.zeros_like(output)
+    else:
+        target = normalized_target(task, label, batch, output.dtype)
+    if label == "forces":
+        return _force_errors(output, target, task, batch)
+    if isinstance(spec, DipoleTarget) and not spec.norm:
+        length: Tensor = torch.linalg.vector_norm(output - target + FORCE_EPS, dim=-1)
+        return length
+    return (output - target).abs()
 
 
 def _force_errors(output: Tensor, target: Tensor, task: Task, batch: Structures) -> Tensor:
@@ -103,8 +122,4 @@ def _count(task: Task, label: str, batch: Structures) -> int:
 
 def _weight(task: Task, label: str) -> float:
     """Factor of one label in the loss."""
-    if label == "energy" and task.energy is not None:
-        return task.energy.weight
-    if label == "forces" and task.forces is not None:
-        return task.forces.weight
-    return next(target.weight for target in task.scalars if target.label == label)
+    return task.target(label).weight

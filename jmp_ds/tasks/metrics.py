@@ -1,4 +1,4 @@
-"""Mean absolute errors per task in physical units, kept as sums and counts so that ranks can be added up."""
+"""Errors per task in physical units, kept as sums and counts so that ranks can be added up."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from jmp_ds.graphs.batch import Structures
-from jmp_ds.tasks.normalise import denormalize, present
-from jmp_ds.tasks.specs import Task
+from jmp_ds.tasks import classes
+from jmp_ds.tasks.normalise import class_numbers, denormalize, present
+from jmp_ds.tasks.specs import ClassTarget, Task
 
 
 def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     """Every metric's name → unit, in a fixed order.
 
     `TASK/energy_mae` eV; `TASK/energy_mae_per_atom` meV/atom; `TASK/forces_mae` meV/Å over the components of all atoms;
-    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/LABEL_mae` in the scalar's unit.
+    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/LABEL_mae` in the label's unit, for
+    a dipole that is a vector over its components. Of classes: `TASK/LABEL_accuracy`, `_balanced_accuracy` (the mean over
+    classes of their accuracies), `_cross_entropy` (nats, classes unweighted), and of two classes `_roc_auc`.
     """
     units = {}
     for task in tasks:
@@ -26,8 +29,27 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
         if task.forces is not None:
             units[f"{task.name}/forces_mae"] = "meV/Å"
             units[f"{task.name}/forces_mae_free"] = "meV/Å"
-        units.update({f"{task.name}/{target.label}_mae": target.unit for target in task.scalars})
+        for target in task.of_structures:
+            name = f"{task.name}/{target.label}"
+            if not isinstance(target, ClassTarget):
+                units[f"{name}_mae"] = target.unit
+                continue
+            units |= {f"{name}_{kind}": "" for kind in ("accuracy", "balanced_accuracy")}
+            units[f"{name}_cross_entropy"] = "nat"
+            if target.classes == 2:
+                units[f"{name}_roc_auc"] = ""
     return units
+
+
+def error_of(metrics: Mapping[str, float], task: Task, label: str) -> float | None:
+    """The number that tells how wrong one label is: its mean absolute error, or 1 - balanced accuracy of classes.
+
+    None where the metrics say nothing of the label. Errors of forces are in meV/Å, others in the label's unit.
+    """
+    if isinstance(task.target(label), ClassTarget):
+        right = metrics.get(f"{task.name}/{label}_balanced_accuracy")
+        return None if right is None else 1.0 - right
+    return metrics.get(f"{task.name}/{label}_mae")
 
 
 class Metrics:
@@ -40,8 +62,10 @@ class Metrics:
     def __init__(self, tasks: Sequence[Task], device: torch.device | str = "cpu") -> None:
         self.tasks = tuple(tasks)
         self.names = tuple(metric_units(tasks))
-        #: Sums and counts, float64 [2, number of metrics].
-        self.state = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
+        self._columns = _columns(tasks)
+        width = max((place.stop for place in self._columns.values()), default=0)
+        #: Sums and counts, float64 [2, ...]: a column per mean, several for what is counted by class or by score.
+        self.state = torch.zeros(2, width, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Structures) -> None:
@@ -49,17 +73,62 @@ class Metrics:
         for task in self.tasks:
             for name, (errors, there) in _errors(task, outputs[task.name], batch).items():
                 counted = there.expand_as(errors)
-                pair = torch.stack((torch.where(counted, errors, 0.0).sum(), counted.sum().double()))
-                self.state[:, self.names.index(name)] += pair.to(self.state.device)
+                self._add(name, torch.stack((torch.where(counted, errors, 0.0).sum(), counted.sum().double()))[:, None])
+            for name, counts in _class_counts(task, outputs[task.name], batch).items():
+                self._add(name, counts)
+
+    def _add(self, name: str, columns: Tensor) -> None:
+        self.state[:, self._columns[name]] += columns.to(self.state.device)
 
     def compute(self) -> dict[str, float]:
-        """Means by name; what has no label at all is left out."""
-        sums, counts = self.state.cpu().tolist()
-        return {name: s / n for name, s, n in zip(self.names, sums, counts, strict=True) if n > 0}
+        """Values by name, in the order of `metric_units`; what has no label at all is left out."""
+        state = self.state.cpu()
+        found: dict[str, float | None] = {}
+        for name, place in self._columns.items():
+            if name.endswith(_HITS):
+                found[name.removesuffix(_HITS) + "_balanced_accuracy"] = classes.balanced_accuracy(state[:, place])
+            elif name.endswith(_SCORES):
+                found[name.removesuffix(_SCORES) + "_roc_auc"] = classes.roc_auc(state[:, place])
+            else:
+                total, count = state[:, place].flatten().tolist()
+                found[name] = total / count if count > 0 else None
+        return {name: value for name in self.names if (value := found.get(name)) is not None}
+
+
+#: End the names of columns that several metrics come from.
+_HITS, _SCORES = ":hits", ":scores"
+
+
+def _columns(tasks: Sequence[Task]) -> dict[str, slice]:
+    """Where everything stands in the state."""
+    widths = {name: 1 for name in metric_units(tasks) if not name.endswith(("_balanced_accuracy", "_roc_auc"))}
+    for task in tasks:
+        if (target := task.classification) is not None:
+            widths[f"{task.name}/{target.label}{_HITS}"] = target.classes
+            if target.classes == 2:
+                widths[f"{task.name}/{target.label}{_SCORES}"] = classes.BINS
+    places, start = {}, 0
+    for name, width in widths.items():
+        places[name] = slice(start, start + width)
+        start += width
+    return places
+
+
+def _class_counts(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dict[str, Tensor]:
+    """Column name → [2, width], for the task's classification."""
+    target = task.classification
+    if target is None or target.label not in batch.labels:
+        return {}
+    logits, numbers = outputs[target.label], class_numbers(task, target.label, batch)
+    there, name = present(task, target.label, batch), f"{task.name}/{target.label}"
+    counts = {name + _HITS: classes.hits_by_class(logits, numbers, there, target)}
+    if target.classes == 2:
+        counts[name + _SCORES] = classes.scores_by_class(logits, numbers, there, target)
+    return counts
 
 
 def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dict[str, tuple[Tensor, Tensor]]:
-    """Metric name → absolute errors in its unit, and which of them count (same leading dimension)."""
+    """Metric name → numbers whose mean it is, and which of them count (same leading dimension)."""
     rows = batch.rows[task.name]
     predicted = denormalize(task, outputs, batch)
     result: dict[str, tuple[Tensor, Tensor]] = {}
@@ -67,6 +136,14 @@ def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dic
         if label not in batch.labels:
             continue
         there = present(task, label, batch)
+        target = task.target(label)
+        if isinstance(target, ClassTarget):
+            numbers = class_numbers(task, label, batch)
+            right = (classes.chosen(predicted[label], target) == numbers).double()
+            lost = classes.cross_entropy(predicted[label], numbers, target, weighted=False)
+            result[f"{task.name}/{label}_accuracy"] = right, there
+            result[f"{task.name}/{label}_cross_entropy"] = lost, there
+            continue
         values = batch.labels[label].values.double()
         if label == "forces":
             errors = 1000.0 * (predicted[label] - values.index_select(0, rows.atoms)).abs()
@@ -76,7 +153,7 @@ def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dic
             result[f"{task.name}/forces_mae_free"] = errors, free.unsqueeze(-1)
             continue
         errors = (predicted[label] - values.index_select(0, rows.structures)).abs()
-        result[f"{task.name}/{label}_mae"] = errors, there
+        result[f"{task.name}/{label}_mae"] = errors, there.unsqueeze(-1) if errors.dim() > 1 else there
         if label == "energy":
             natoms = batch.natoms.index_select(0, rows.structures).clamp(min=1)
             result[f"{task.name}/energy_mae_per_atom"] = 1000.0 * errors / natoms, there

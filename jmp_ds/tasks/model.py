@@ -12,13 +12,16 @@ from jmp_kernels import DenseOnce, DenseTwice, Messages, Operators, TorchMessage
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
-from jmp_ds.graphs.batch import Batch, StructureRows
+from jmp_ds.graphs.batch import Batch, StructureRows, TaskRows
 from jmp_ds.models.backbone import Backbone, BackboneOutput
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks import heads
-from jmp_ds.tasks.specs import Reduction, Task
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, ExtentTarget, Reduction, Task
 
 Outputs = dict[str, dict[str, Tensor]]
+
+#: Ends the name of the head that gives a dipole's vectors of atoms.
+ATOMIC = "_atomic"
 
 
 class _Differentiable(NamedTuple):
@@ -36,7 +39,7 @@ class MultiTaskModel(nn.Module):
 
     Attributes:
         tasks: as given.
-        config: of the backbone; its force branch exists iff a task has direct forces.
+        config: of the backbone; its force branch exists iff a head reads features of edges.
     """
 
     def __init__(self, config: BackboneConfig, tasks: Sequence[Task], messages: Messages | None = None) -> None:
@@ -53,7 +56,7 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         check_tasks(tasks)
         self.tasks = tuple(tasks)
-        self.config = replace(config, direct_forces=any(task.direct_forces for task in tasks))
+        self.config = replace(config, direct_forces=any(task.edge_features for task in tasks))
         twice = any(task.gradient_forces for task in tasks)
         self.operators = Operators(messages or TorchMessages(), DenseTwice() if twice else DenseOnce())
         self.backbone = Backbone(self.config, self.tasks[0].graph.dihedral, self.operators)
@@ -74,18 +77,19 @@ class MultiTaskModel(nn.Module):
             batch: its `rows` must name every task of the model.
 
         Returns:
-            `energy` [B_t], `forces` [N_t, 3], scalars [B_t]; float32 at least. Gradient forces can be differentiated
+            `energy` [B_t], `forces` [N_t, 3], scalars and extents [B_t], dipoles [B_t, 3] or [B_t], logits [B_t] or
+            [B_t, classes]; float32 at least. Gradient forces can be differentiated
             again in training mode only; they are also computed where the caller has switched gradients off.
         """
         gradient_tasks = [task for task in self.tasks if task.gradient_forces]
         pos = _at_least_float32(batch.pos)
         if not gradient_tasks:
-            return self._outputs(batch, self._backbone(batch, pos))
+            return self._outputs(batch, self._backbone(batch, pos), batch.pos)
         recorded = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             if not pos.requires_grad:
                 pos = pos.detach().clone().requires_grad_()
-            outputs = self._outputs(batch, self._backbone(batch, pos))
+            outputs = self._outputs(batch, self._backbone(batch, pos), pos)
             self._add_gradient_forces(outputs, batch, gradient_tasks, _Differentiable(pos, recorded))
         if recorded:
             return outputs
@@ -102,7 +106,7 @@ class MultiTaskModel(nn.Module):
         output: BackboneOutput = self.backbone(pos, batch.atomic_numbers, batch.graph, batch.edge_dropout)
         return output
 
-    def _outputs(self, batch: Batch, features: BackboneOutput) -> Outputs:
+    def _outputs(self, batch: Batch, features: BackboneOutput, pos: Tensor) -> Outputs:
         """Everything that a head predicts; gradient forces are not among it."""
         result: Outputs = {}
         for task in self.tasks:
@@ -112,11 +116,17 @@ class MultiTaskModel(nn.Module):
             if task.energy is not None:
                 values["energy"] = heads.energy(own["energy"], atoms, rows)
             if task.direct_forces:
-                edges = cast(Tensor, features.edges)  # the force branch exists iff a task has direct forces
+                edges = cast(Tensor, features.edges)  # the force branch exists iff a head reads features of edges
                 values["forces"] = heads.direct_forces(own["forces"], edges, features.vectors, rows)
-            for target in task.scalars:
-                values[target.label] = heads.scalar(own[target.label], atoms, rows, target.reduction)
-            result[task.name] = values
+            for scalar in task.scalars:
+                values[scalar.label] = heads.scalar(own[scalar.label], atoms, rows, scalar.reduction)
+            if (target := task.classification) is not None:
+                dropout = target.dropout if self.training else 0.0
+                values[target.label] = heads.logits(own[target.label], atoms, rows, target.reduction, dropout)
+            if task.spatial_extent is not None or task.dipole is not None:
+                centred = heads.from_centre_of_mass(pos, batch.atomic_numbers, rows)
+                values |= _moments(task, own, features, rows, centred)
+            result[task.name] = {label: values[label] for label in task.labels if label in values}
         return result
 
     def _add_gradient_forces(
@@ -140,6 +150,23 @@ class MultiTaskModel(nn.Module):
             outputs[task.name]["forces"] = -gradient.index_select(0, batch.rows[task.name].atoms).to(total.dtype)
 
 
+def _moments(
+    task: Task, own: dict[str, heads.HeadMLP], features: BackboneOutput, rows: TaskRows, centred: Tensor
+) -> dict[str, Tensor]:
+    """Spatial extent and dipole, whichever the task has."""
+    values: dict[str, Tensor] = {}
+    if (extent := task.spatial_extent) is not None:
+        values[extent.label] = heads.spatial_extent(own[extent.label], features.atoms, rows, centred)
+    if (target := task.dipole) is not None:
+        vector = heads.dipole(own[target.label], features.atoms, rows, centred)
+        if target.atomic:
+            edges = cast(Tensor, features.edges)
+            per_atom = heads.direct_forces(own[target.label + ATOMIC], edges, features.vectors, rows)
+            vector = vector + heads.sum_of_vectors(per_atom, rows)
+        values[target.label] = torch.linalg.vector_norm(vector, dim=-1) if target.norm else vector
+    return values
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     """The same numbers, in float32 where they were narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -158,12 +185,12 @@ def check_tasks(tasks: Sequence[Task]) -> None:
         _check_name("task", task.name, where="")
         if names.count(task.name) > 1:
             raise UserError(f"two tasks are named {task.name!r}; names must differ")
-        for target in task.scalars:
+        for target in task.of_structures:
             _check_name("label", target.label, where=f"task {task.name}: ")
             if target.label in ("energy", "forces"):
                 raise UserError(f"task {task.name}: {target.label!r} is no scalar; set `{target.label}:` on the task")
             if task.labels.count(target.label) > 1:
-                raise UserError(f"task {task.name}: two scalars are labelled {target.label!r}")
+                raise UserError(f"task {task.name}: two targets are labelled {target.label!r}")
         if task.graph.dihedral != tasks[0].graph.dihedral:
             raise UserError(
                 f"tasks {names[0]} and {task.name} have dihedral: {tasks[0].graph.dihedral} and {task.graph.dihedral}; "
@@ -186,6 +213,11 @@ def _heads_of(task: Task, config: BackboneConfig, operators: Operators) -> nn.Mo
         mlps["energy"] = heads.HeadMLP(config.emb_size_atom, bias=task.energy.bias, dense=operators.dense)
     if task.direct_forces:
         mlps["forces"] = heads.HeadMLP(config.emb_size_edge, dense=operators.dense)
-    for target in task.scalars:
-        mlps[target.label] = heads.HeadMLP(config.emb_size_atom, dense=operators.dense)
+    for target in task.of_structures:
+        outputs = target.logits if isinstance(target, ClassTarget) else 1
+        # charges of atoms come without biases, as published for the spatial extent
+        bias = not isinstance(target, ExtentTarget | DipoleTarget)
+        mlps[target.label] = heads.HeadMLP(config.emb_size_atom, outputs=outputs, bias=bias, dense=operators.dense)
+    if task.dipole is not None and task.dipole.atomic:
+        mlps[task.dipole.label + ATOMIC] = heads.HeadMLP(config.emb_size_edge, dense=operators.dense)
     return nn.ModuleDict(mlps)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jmp_ds.graphs.batch import StructureRows, Structures
+from jmp_ds.tasks.classes import chosen, probabilities
 from jmp_ds.tasks.specs import Normalization, Task
 
 _PER_ATOM = ("forces",)
@@ -26,7 +29,7 @@ def normalized_target(task: Task, label: str, batch: Structures, dtype: torch.dt
         dtype: of the result, the one of the outputs.
 
     Returns:
-        [B_t], or [N_t, 3] for forces.
+        [B_t], [N_t, 3] for forces, [B_t, 3] for a dipole that is a vector.
     """
     rows = batch.rows[task.name]
     index = rows.atoms if label in _PER_ATOM else rows.structures
@@ -35,13 +38,42 @@ def normalized_target(task: Task, label: str, batch: Structures, dtype: torch.dt
     return ((values - offset(norm, batch, rows)) / norm.std).to(dtype)
 
 
+def class_numbers(task: Task, label: str, batch: Structures) -> Tensor:
+    """The class of each of the task's structures, int64 [B_t]; 0 where the label is absent."""
+    return batch.labels[label].values.index_select(0, batch.rows[task.name].structures).round().long()
+
+
 def denormalize(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dict[str, Tensor]:
-    """The task's outputs in the labels' units (eV, eV/Å or the scalar's unit), float64, same shapes as the outputs."""
+    """The task's outputs in the labels' units (eV, eV/Å or the target's unit), float64, same shapes as the outputs.
+
+    Logits of classes have no unit and stay as they are.
+    """
     rows = batch.rows[task.name]
     result = {}
     for label, values in outputs.items():
         norm = task.normalize_by(label)
         result[label] = values.double() * norm.std + offset(norm, batch, rows)
+    return result
+
+
+def readable(task: Task, values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """De-normalised predictions as numbers for people: one column each, but for forces.
+
+    A class becomes its number under the label and `LABEL_pK`, the probability of class K; a dipole's components become
+    `LABEL_x`, `LABEL_y`, `LABEL_z`.
+
+    Args:
+        task: the task.
+        values: by label, as `denormalize` gives them.
+    """
+    result = dict(values)
+    if (target := task.classification) is not None:
+        logits = torch.from_numpy(result.pop(target.label))
+        result[target.label] = chosen(logits, target).double().numpy()
+        result |= {f"{target.label}_p{k}": p.numpy() for k, p in enumerate(probabilities(logits, target).unbind(-1))}
+    if (dipole := task.dipole) is not None and not dipole.norm:
+        vector = result.pop(dipole.label)
+        result |= {f"{dipole.label}_{axis}": vector[:, k] for k, axis in enumerate("xyz")}
     return result
 
 

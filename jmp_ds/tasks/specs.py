@@ -5,7 +5,7 @@ Everything here is plain data with a JSON form, because it travels inside bundle
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from jmp_ds.graphs.settings import GraphSettings
@@ -13,6 +13,7 @@ from jmp_ds.graphs.settings import GraphSettings
 ForceKind = Literal["direct", "gradient"]
 ForceLoss = Literal["structure", "atom"]
 Reduction = Literal["sum", "mean", "max"]
+ClassKind = Literal["binary", "multi"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,84 @@ class ScalarTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtentTarget:
+    """Spatial extent: sum over atoms of a number of the atom × its squared distance (Å²) from the centre of mass.
+
+    Meant for molecules: positions are taken as they are, without looking for the nearest image.
+
+    Attributes:
+        label: name of the label in the store.
+        unit: unit of the label, for tables.
+        weight: factor of the absolute error in the loss.
+    """
+
+    label: str
+    unit: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DipoleTarget:
+    """Dipole moment: sum over atoms of a charge × the position from the centre of mass; of molecules, as `ExtentTarget`.
+
+    Attributes:
+        label: name of the label in the store: [3] per structure, or its length.
+        unit: unit of the label, for tables.
+        weight: factor in the loss: of the length of the error, or of the absolute error of the length.
+        norm: the label is the length of the vector, and so is the prediction.
+        atomic: add a vector of every atom, summed over its edges as direct forces are; needs the force branch.
+    """
+
+    label: str = "dipole"
+    unit: str = "e·Å"
+    weight: float = 1.0
+    norm: bool = False
+    atomic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTarget:
+    """Which of several classes a structure belongs to; the label is the number of its class, counted from 0.
+
+    Attributes:
+        label: name of the label in the store.
+        classes: how many there are.
+        kind: `multi` has a logit per class, `binary` one logit, for class 1 of two.
+        class_weights: factor of the structures of every class in the loss; empty: 1.
+        dropout: probability that a feature of an atom is dropped before the head in training.
+        reduction: how the logits of atoms are combined.
+        weight: factor of the cross-entropy in the loss.
+    """
+
+    label: str
+    classes: int = 2
+    kind: ClassKind = "binary"
+    class_weights: tuple[float, ...] = ()
+    dropout: float = 0.0
+    reduction: Reduction = "sum"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.classes < 2 or (self.kind == "binary" and self.classes != 2):
+            raise ValueError(f"label {self.label}: {self.kind} classification of {self.classes} classes")
+        if len(self.class_weights) not in (0, self.classes) or not all(w > 0.0 for w in self.class_weights):
+            raise ValueError(
+                f"label {self.label}: class_weights must be {self.classes} positive numbers or none, "
+                f"got {list(self.class_weights)}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"label {self.label}: dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @property
+    def logits(self) -> int:
+        """Numbers that the head gives per atom."""
+        return 1 if self.kind == "binary" else self.classes
+
+
+Target = EnergyTarget | ForcesTarget | ScalarTarget | ExtentTarget | DipoleTarget | ClassTarget
+
+
+@dataclass(frozen=True, kw_only=True)
 class Normalization:
     """What turns the model's numbers of one label into the label's unit: value = std · x + mean + sum of references.
 
@@ -86,7 +165,7 @@ class Task:
     Attributes:
         name: unique in a model.
         graph: how its structures become graphs.
-        energy, forces, scalars: its targets; at least one.
+        energy, forces, scalars, spatial_extent, dipole, classification: its targets; at least one.
         normalization: by label name (`energy`, `forces`, a scalar's label); the identity where absent.
         level_of_theory: free text for people.
     """
@@ -96,11 +175,14 @@ class Task:
     energy: EnergyTarget | None = None
     forces: ForcesTarget | None = None
     scalars: tuple[ScalarTarget, ...] = ()
+    spatial_extent: ExtentTarget | None = None
+    dipole: DipoleTarget | None = None
+    classification: ClassTarget | None = None
     normalization: dict[str, Normalization] = field(default_factory=dict)
     level_of_theory: str = ""
 
     def __post_init__(self) -> None:
-        if self.energy is None and self.forces is None and not self.scalars:
+        if not self.labels:
             raise ValueError(f"task {self.name}: no target; give it energy, forces or a scalar")
         if self.gradient_forces and self.energy is None:
             raise ValueError(
@@ -124,10 +206,42 @@ class Task:
         return self.forces is not None and self.forces.kind == "direct"
 
     @property
+    def edge_features(self) -> bool:
+        """Whether a head reads features of edges, which only the force branch makes."""
+        return self.direct_forces or (self.dipole is not None and self.dipole.atomic)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Names of the labels that this task predicts."""
         names = ["energy"] * (self.energy is not None) + ["forces"] * (self.forces is not None)
-        return (*names, *(s.label for s in self.scalars))
+        return (*names, *(t.label for t in self.of_structures))
+
+    @property
+    def of_structures(self) -> tuple[ScalarTarget | ExtentTarget | DipoleTarget | ClassTarget, ...]:
+        """Targets that name their label; all of them belong to a structure as a whole."""
+        single = (self.spatial_extent, self.dipole, self.classification)
+        return (*self.scalars, *(target for target in single if target is not None))
+
+    def target(self, label: str) -> Target:
+        """The target of one of `labels`."""
+        if label == "energy" and self.energy is not None:
+            return self.energy
+        if label == "forces" and self.forces is not None:
+            return self.forces
+        return next(target for target in self.of_structures if target.label == label)
+
+    def weighted(self, factor: float) -> Task:
+        """The same task, the weight of every target times a factor."""
+        kinds = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "normalization"}
+        single = {k: replace(t, weight=factor * t.weight) for k, t in kinds.items() if isinstance(t, Target)}
+        scalars = tuple(replace(t, weight=factor * t.weight) for t in self.scalars)
+        return replace(self, scalars=scalars, **single)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit by label, for tables; empty where the label has none."""
+        own = {t.label: "" if isinstance(t, ClassTarget) else t.unit for t in self.of_structures}
+        return {label: {"energy": "eV", "forces": "eV/Å"}.get(label) or own[label] for label in self.labels}
 
     def normalize_by(self, label: str) -> Normalization:
         """The normalisation of one label; the identity if none is set."""
@@ -138,8 +252,10 @@ class Task:
         return self.normalize_by(label).std
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `from_dict` reads it back."""
-        return {**asdict(self), "graph": self.graph.to_dict()}
+        """JSON-ready form; `from_dict` reads it back. Kinds of targets that the task does not have are left out."""
+        own = asdict(self)
+        late = ("spatial_extent", "dipole", "classification")
+        return {**{k: v for k, v in own.items() if k not in late or v is not None}, "graph": self.graph.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:
@@ -150,9 +266,17 @@ class Task:
             energy=EnergyTarget(**values["energy"]) if values.get("energy") else None,
             forces=ForcesTarget(**values["forces"]) if values.get("forces") else None,
             scalars=tuple(ScalarTarget(**s) for s in values.get("scalars", ())),
+            spatial_extent=ExtentTarget(**values["spatial_extent"]) if values.get("spatial_extent") else None,
+            dipole=DipoleTarget(**values["dipole"]) if values.get("dipole") else None,
+            classification=_class_target(values.get("classification")),
             normalization={
                 k: Normalization(**{**n, "references": tuple(n.get("references", ()))})
                 for k, n in values.get("normalization", {}).items()
             },
             level_of_theory=values.get("level_of_theory", ""),
         )
+
+
+def _class_target(values: dict[str, Any] | None) -> ClassTarget | None:
+    """From JSON, which has lists for tuples."""
+    return ClassTarget(**{**values, "class_weights": tuple(values.get("class_weights", ()))}) if values else None

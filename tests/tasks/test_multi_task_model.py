@@ -208,7 +208,7 @@ def test_the_force_branch_exists_only_for_direct_forces() -> None:
         ((replace(SLABS, scalars=(ScalarTarget(label="a b"),)),), "task slabs: label name 'a b'"),
         ((replace(SLABS, scalars=(ScalarTarget(label="type"),)),), "task slabs: label name 'type' is reserved"),
         ((replace(SLABS, scalars=(ScalarTarget(label="energy"),)),), "'energy' is no scalar; set `energy:`"),
-        ((replace(SLABS, scalars=(ScalarTarget(label="x"), ScalarTarget(label="x"))),), "two scalars are labelled 'x'"),
+        ((replace(SLABS, scalars=(ScalarTarget(label="x"), ScalarTarget(label="x"))),), "two targets are labelled 'x'"),
         ((SLABS, replace(MOLECULES, graph=GraphSettings(dihedral="jmp"))), "dihedral: smooth and jmp"),
     ],
 )
