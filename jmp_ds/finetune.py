@@ -67,8 +67,9 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
             write_json(run_dir / START, start.to_dict(), finite=False)
             show_start(start, metric_units(material.tasks))
     adapt(config, model)
+    rates = _rates(config.layerwise_lr, checked.backbone.num_blocks)
     if processes.first:
-        groups = parameter_groups(model.named_parameters(), _rates(config.layerwise_lr))
+        groups = parameter_groups(model.named_parameters(), rates)
         show_rates(rate_table(model, groups, config.train.optimizer.lr))
     outcome = train(
         resolved,
@@ -76,7 +77,7 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
         material,
         model,
         processes,
-        rates=_rates(config.layerwise_lr),
+        rates=rates,
         origin={"from": config.source.bundle or "scratch"},
         finish=lambda state: whole_weights(config, state),
     )
@@ -86,7 +87,8 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
     return outcome
 
 
-def _rates(config: LayerwiseLrConfig | None) -> LayerwiseRates | None:
+def _rates(config: LayerwiseLrConfig | None, num_blocks: int) -> LayerwiseRates | None:
+    """Factors for a network of that depth, which the checks have found to be there."""
     if config is None:
         return None
-    return LayerwiseRates(embedding=config.embedding, blocks=tuple(config.blocks), rest=config.rest)
+    return LayerwiseRates(embedding=config.embedding, blocks=tuple(config.factors(num_blocks) or ()), rest=config.rest)

@@ -361,11 +361,16 @@ def _bundle(resolved: Resolved[FinetuneConfig], path: str) -> Bundle:
 
 def _check_layerwise(resolved: Resolved[FinetuneConfig], backbone: BackboneConfig) -> None:
     rates = resolved.config.layerwise_lr
-    if rates is not None and len(rates.blocks) != backbone.num_blocks:
-        raise resolved.complaint(
-            "layerwise_lr.blocks",
-            f"{len(rates.blocks)} factors, but the network has {backbone.num_blocks} interaction blocks",
-        )
+    if rates is None or rates.factors(backbone.num_blocks) is not None:
+        return
+    there = (
+        f"factors for {', '.join(rates.blocks)}" if isinstance(rates.blocks, dict) else f"{len(rates.blocks)} factors"
+    )
+    raise resolved.complaint(
+        "layerwise_lr.blocks",
+        f"{there}, but the network has {backbone.num_blocks} interaction blocks; give it its own, or none "
+        "(layerwise_lr=null)",
+    )
 
 
 def _deepspeed(resolved: Resolved[TrainingConfig]) -> DeepSpeedConfig:

@@ -53,8 +53,23 @@ class LayerwiseLrConfig(Section):
     """Factors of the learning rate by depth; `rest` is everything else (bases, output networks, heads)."""
 
     embedding: PositiveFloat = Field(default=1.0, description="atom embedding")
-    blocks: list[PositiveFloat] = Field(description="one factor per interaction block")
+    blocks: list[PositiveFloat] | dict[str, list[PositiveFloat]] = Field(
+        description="one factor per interaction block; or such lists by the number of blocks, for networks of several depths"
+    )
     rest: PositiveFloat = Field(default=1.0, description="everything else")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> LayerwiseLrConfig:
+        if isinstance(self.blocks, dict):
+            wrong = [key for key, factors in self.blocks.items() if key != str(len(factors))]
+            if wrong:
+                raise ValueError(f"blocks: {wrong[0]}: {len(self.blocks[wrong[0]])} factors for {wrong[0]} blocks")
+        return self
+
+    def factors(self, num_blocks: int) -> list[float] | None:
+        """One factor per block of a network of that depth; None if there are none for it."""
+        found = self.blocks.get(str(num_blocks)) if isinstance(self.blocks, dict) else self.blocks
+        return found if found is not None and len(found) == num_blocks else None
 
 
 class FinetuneConfig(TrainingConfig):

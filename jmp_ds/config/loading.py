@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from jmp_ds.config.finetune import FinetuneConfig
 from jmp_ds.config.messages import first_message, nearest, place
 from jmp_ds.config.pretrain import PretrainConfig, TrainingConfig
+from jmp_ds.config.targets import Target, find_target, target_layer, targets
 from jmp_ds.config.yaml_files import KeyPath, Layer, merge, parse_override, parse_yaml, read_yaml
 from jmp_ds.errors import UserError
 
@@ -26,6 +27,8 @@ DEFAULT_RECIPE = "default"
 #: Pairs of keys of which one excludes the other; a higher layer that sets one takes the other back.
 _PAIRS = (("epochs", "steps"), ("clip_norm", "clip_value"), ("edges", "structures"), ("bundle", "scratch"))
 EXCLUSIVE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+#: Counts or fractions of a split take the files of a recipe back.
+EXCLUSIVE |= dict.fromkeys(("train", "val", "test"), "files")
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,49 @@ def load_pretrain(path: Path, overrides: Sequence[str] = (), recipe: str | None 
     return _load(PretrainConfig, "pretrain", path, overrides, recipe)
 
 
-def load_finetune(path: Path, overrides: Sequence[str] = (), recipe: str | None = None) -> Resolved[FinetuneConfig]:
-    """`finetune.yaml`, over an optional recipe, under overrides. Raises: see `load_pretrain`."""
+def load_finetune(
+    path: Path | None, overrides: Sequence[str] = (), recipe: str | None = None
+) -> Resolved[FinetuneConfig]:
+    """`finetune.yaml`, over an optional recipe, under overrides; a recipe of a target needs no file.
+
+    Raises:
+        UserError: see `load_pretrain`.
+    """
     return _load(FinetuneConfig, "finetune", path, overrides, recipe)
 
 
 def _load(
-    model: type[ConfigT], kind: str, path: Path, overrides: Sequence[str], recipe: str | None
+    model: type[ConfigT], kind: str, path: Path | None, overrides: Sequence[str], recipe: str | None
 ) -> Resolved[ConfigT]:
     layers = [read_recipe(kind, DEFAULT_RECIPE)]
     if recipe is not None:
         layers.append(read_recipe(kind, recipe))
-    layers.append(read_yaml(path))
+    if path is not None:
+        layers.append(read_yaml(path))
     layers.extend(parse_override(text) for text in overrides)
+    name = str(path) if path is not None else f"recipe {recipe}"
+    return validate(model, _stacked(layers, name))
+
+
+def recipe_alone(target: Target, fold: int | None, placeholders: Mapping[str, Any]) -> Resolved[FinetuneConfig]:
+    """What a recipe of a target makes of a run, without a file.
+
+    Args:
+        target: of the table.
+        fold: which one, where there are folds.
+        placeholders: what a user has to say: run folder, weights.
+    """
+    layers = [Layer(dict(placeholders), {}, "to be given"), read_recipe("finetune", DEFAULT_RECIPE)]
+    layers.append(target_layer(target, fold, EXCLUSIVE))
+    return validate(FinetuneConfig, _stacked(layers, f"recipe {target.name}"))
+
+
+def _stacked(layers: Sequence[Layer], name: str) -> Layer:
+    """Later layers over earlier ones."""
     merged = _spell_out(layers[0])
     for layer in layers[1:]:
         merged = merge(merged, _spell_out(layer), EXCLUSIVE)
-    return validate(model, Layer(merged.values, merged.origins, str(path)))
+    return Layer(merged.values, merged.origins, name)
 
 
 def validate(model: type[ConfigT], layer: Layer) -> Resolved[ConfigT]:
@@ -110,14 +139,17 @@ def recipe_names(kind: str) -> list[str]:
 
 
 def read_recipe(kind: str, name: str) -> Layer:
-    """One recipe that comes with the package, or a YAML file.
+    """One recipe that comes with the package, a target of the table (`FAMILY/TARGET`), or a YAML file.
 
     Raises:
         UserError: there is none of that name.
     """
     if name.endswith((".yaml", ".yml")):
         return read_yaml(Path(name))
+    if kind == "finetune" and "/" in name:
+        return target_layer(*find_target(name), EXCLUSIVE)
     if name not in recipe_names(kind):
-        raise UserError(f"recipe {name!r}: there is none for {kind}; {nearest(name, recipe_names(kind))}")
+        known = [*recipe_names(kind), *(targets() if kind == "finetune" else ())]
+        raise UserError(f"recipe {name!r}: there is none for {kind}; {nearest(name, known)}")
     text = (resources.files("jmp_ds") / "recipes" / kind / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_yaml(text, f"recipe {name}")
