@@ -47,6 +47,63 @@ class Curve:
     y: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What several runs of one recipe came to.
+
+    Attributes:
+        name: of the recipe.
+        metric, unit: what the numbers are.
+        asked: how many runs there shall be.
+        test, val: one number per finished run.
+        published: by network, for comparison.
+    """
+
+    name: str
+    metric: str
+    unit: str
+    asked: int
+    test: Sequence[float]
+    val: Sequence[float]
+    published: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Of the test numbers; NaN without any."""
+        return float(np.mean(self.test)) if self.test else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the test numbers (denominator n - 1); NaN for fewer than two."""
+        return float(np.std(self.test, ddof=1)) if len(self.test) > 1 else math.nan
+
+
+def comparison_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean ± deviation of every sample beside what was published."""
+    networks = ["jmp-s", "jmp-l"]
+    header = ["recipe", "metric", "unit", "runs", "validation", "test", *(f"published {n}" for n in networks)]
+    rows = [
+        [
+            sample.name,
+            sample.metric,
+            sample.unit,
+            f"{len(sample.test) or len(sample.val)} of {sample.asked}",
+            _cell(float(np.mean(sample.val))) if sample.val else "",
+            plus_minus(sample.mean, sample.deviation),
+            *(f"{sample.published[n]:.4g}" if n in sample.published else "" for n in networks),
+        ]
+        for sample in samples
+    ]
+    return header, rows
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    """`1.234 ± 0.056`; without a deviation the mean alone, without a mean nothing."""
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table that reads well as text, too; numbers are rounded to four digits."""
     cells = [[cell_text(value) for value in row] for row in [header, *rows]]
@@ -111,6 +168,25 @@ def plot_pairs(path: Path, names: Sequence[str], groups: Mapping[str, Sequence[f
         ax.margins(y=0.15)
         ax.set_title(names[i])
         ax.set_ylabel(f"test MAE ({units[i]})")
+    _save(figure, path)
+
+
+def plot_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """One panel per recipe: every run as a point, mean and deviation, published numbers as lines."""
+    shown = [sample for sample in samples if sample.test]
+    figure, axes = _grid(len(shown))
+    for ax, sample in zip(axes, shown, strict=False):
+        ax.plot([0.0] * len(sample.test), sample.test, ".", color="C0", alpha=0.6)
+        error = 0.0 if math.isnan(sample.deviation) else sample.deviation
+        ax.errorbar([0.2], [sample.mean], yerr=[error], fmt="o", capsize=4, color="C0")
+        for number, (network, value) in enumerate(sample.published.items()):
+            ax.axhline(value, color=f"C{number + 1}", linestyle="--", label=f"published {network}")
+        if sample.published:
+            ax.legend(fontsize=7)
+        ax.set_xlim(-0.5, 0.7)
+        ax.set_xticks([])
+        ax.set_title(f"{sample.name} ({len(sample.test)} runs)")
+        ax.set_ylabel(f"test {sample.metric}" + (f" ({sample.unit})" if sample.unit else ""))
     _save(figure, path)
 
 

@@ -10,6 +10,7 @@ from jmp_ds.cli import (
     fetch_verb,
     launch_verb,
     model_verbs,
+    recipe_verbs,
     split_verbs,
     train_verbs,
 )
@@ -33,9 +34,11 @@ for verb, name in (
     (model_verbs.fit_scales, "fit-scales"),
     (model_verbs.import_jmp, "import-jmp"),
     (model_verbs.show, "show"),
+    (recipe_verbs.recipes, "recipes"),
+    (recipe_verbs.benchmark, "benchmark"),
     (plan, "plan"),
     (doctor, "doctor"),
 ):
     # what follows the verb that is launched belongs to that one
     settings = {"allow_interspersed_args": name != "launch"}
-    app.command(name, no_args_is_help=name != "doctor", context_settings=settings)(verb)
+    app.command(name, no_args_is_help=name not in ("doctor", "recipes"), context_settings=settings)(verb)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STOPPED = 3
 
 Words = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY.SUB=VALUE]...", show_default=False)]
+TuneWords = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG]... [KEY.SUB=VALUE]...", show_default=False)]
 Recipe = Annotated[str | None, typer.Option(help="recipe that lies under the file; a name or a YAML file")]
 Processes = Annotated[int, typer.Option(min=1, help="start so many local processes through the deepspeed launcher")]
 Restarts = Annotated[
@@ -63,14 +64,20 @@ def pretrain(
 
 
 def finetune(
-    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+    words: TuneWords = None,
+    recipe: Recipe = None,
+    processes: Processes = 1,
+    auto_restart: Restarts = 0,
+    check: Check = False,
 ) -> None:
     """Train a pre-trained network on tasks of your own.
 
     CONFIG is a YAML file, or several that are run one after the other; KEY.SUB=VALUE (YAML syntax) wins over all of
-    them. `from: {bundle: FOLDER, heads: new | keep | copy:TASK}` or `from: scratch`.
+    them. `from: {bundle: FOLDER, heads: new | keep | copy:TASK}` or `from: scratch`. A recipe such as `qm9/homo`
+    (`jmp-ds recipes`) needs no file, only `run.dir=FOLDER from=BUNDLE` and the data that it names.
     """
-    _do(_prepare_finetune(words, recipe), ["finetune", *_arguments(words, recipe)], processes, auto_restart, check)
+    given = words or []
+    _do(_prepare_finetune(given, recipe), ["finetune", *_arguments(given, recipe)], processes, auto_restart, check)
 
 
 def prepare(words: Sequence[str]) -> Prepared:
@@ -122,9 +129,10 @@ def _prepare_finetune(words: Sequence[str], recipe: str | None) -> Prepared:
     from jmp_ds.finetune import run_finetune
 
     files, overrides = divide(words)
-    if not files:
-        raise UserError("finetune takes at least one configuration file")
-    runs = [load_finetune(Path(file), overrides, recipe) for file in files]
+    if not files and recipe is None:
+        raise UserError("finetune takes at least one configuration file, or a recipe (jmp-ds recipes)")
+    paths: list[Path | None] = [Path(file) for file in files]
+    runs = [load_finetune(path, overrides, recipe) for path in paths or [None]]
     checked = [check_finetune(resolved) for resolved in runs]
     folders = [Path(resolved.config.run.dir) for resolved in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):

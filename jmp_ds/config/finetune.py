@@ -54,7 +54,7 @@ class LayerwiseLrConfig(Section):
 
     embedding: PositiveFloat = Field(default=1.0, description="atom embedding")
     blocks: list[PositiveFloat] | dict[str, list[PositiveFloat]] = Field(
-        description="one factor per interaction block; or such lists by the number of blocks, for networks of several depths"
+        description="one factor per interaction block; or such lists by number of blocks, for networks of any depth"
     )
     rest: PositiveFloat = Field(default=1.0, description="everything else")
 

@@ -101,6 +101,26 @@ def recipe_alone(target: Target, fold: int | None, placeholders: Mapping[str, An
     return validate(FinetuneConfig, _stacked(layers, f"recipe {target.name}"))
 
 
+def load_target(
+    target: Target, fold: int | None, data: str, own: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Resolved[FinetuneConfig]:
+    """A recipe of a target as one run of many: defaults < recipe < `own` < overrides.
+
+    Args:
+        target: of the table.
+        fold: which one, where there are folds.
+        data: folder of stores and splits.
+        own: settings of this run: run folder, seed, weights.
+        overrides: `key.sub=value`.
+
+    Raises:
+        UserError: see `load_pretrain`.
+    """
+    layers = [read_recipe("finetune", DEFAULT_RECIPE), target_layer(target, fold, EXCLUSIVE, data), Layer(dict(own))]
+    layers.extend(parse_override(text) for text in overrides)
+    return validate(FinetuneConfig, _stacked(layers, f"recipe {target.name}"))
+
+
 def _stacked(layers: Sequence[Layer], name: str) -> Layer:
     """Later layers over earlier ones."""
     merged = _spell_out(layers[0])

@@ -148,6 +148,12 @@ def published_numbers(target: Target, fold: int | None = None) -> dict[str, dict
     return dict(json.loads(_text("recipes/published_normalisation.json")).get(name, {}))
 
 
+def published_results(name: str) -> dict[str, float]:
+    """Published test results of a recipe by network (`jmp-s`, `jmp-l`), in the unit of its metric; empty if unknown."""
+    found = _resource("recipes/published_results.yaml").values.get(name, {})
+    return {network: float(value) for network, value in found.items() if network != "source"}
+
+
 def _target(family: str, name: str, row: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> Target:
     """One row, checked: it comes with the package, so a mistake in it is ours."""
     settings = {key: value for key, value in row.items() if "." in key}

@@ -36,8 +36,7 @@ def settle_configuration(resolved: Resolved[TrainingConfig]) -> None:
         changed = list(differences(_written(resolved, file), parse_yaml(text, NAME).values))
         for key, old, new in changed:
             Console(stderr=True).print(f"resume: {key}: {old} -> {new}", markup=False, highlight=False)
-        refused = [key for key, _, _ in changed if not key.startswith(FREE)]
-        if refused:
+        if refused := refused_differences(resolved):
             raise UserError(
                 f"{folder} holds a run with another configuration ({', '.join(refused)}), which a resume cannot change; "
                 "restore it, or name a new run.dir"
@@ -53,6 +52,15 @@ def _written(resolved: Resolved[TrainingConfig], file: Path) -> dict[str, Any]:
         return parse_yaml(validate(type(resolved.config), layer).to_yaml(), NAME).values
     except UserError:
         return layer.values
+
+
+def refused_differences(resolved: Resolved[TrainingConfig]) -> list[str]:
+    """Dotted keys in which the run folder's config.yaml differs, and which change what a run means."""
+    file = Path(resolved.config.run.dir) / NAME
+    if not file.is_file():
+        return []
+    new = parse_yaml(resolved.to_yaml(), NAME).values
+    return [key for key, _, _ in differences(_written(resolved, file), new) if not key.startswith(FREE)]
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
