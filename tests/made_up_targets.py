@@ -34,7 +34,7 @@ def write_data(target: Target, folder: Path, folds: tuple[int, ...] = (0,)) -> N
         place = folder / target.split_folder(fold)
         place.mkdir(parents=True, exist_ok=True)
         for part, numbers in PARTS.items():
-            np.save(place / f"{part}.npy", np.array(list(numbers)))
+            np.save(place / f"{part}.npy", (np.array(list(numbers)) + 2 * (fold or 0)) % 10)
 
 
 def _write_store(target: Target, path: Path) -> None:
