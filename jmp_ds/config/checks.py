@@ -27,7 +27,16 @@ from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.presets import preset
 from jmp_ds.planning import backend
 from jmp_ds.tasks.model import check_tasks
-from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, EnergyTarget, ExtentTarget, ForcesTarget, ScalarTarget, Task
+from jmp_ds.tasks.specs import (
+    ClassTarget,
+    DipoleTarget,
+    EnergyTarget,
+    ExtentTarget,
+    ForcesTarget,
+    ScalarTarget,
+    StressTarget,
+    Task,
+)
 from jmp_ds.training.ds_config import DeepSpeedConfig, check_device, load_ds_config
 from jmp_ds.training.processes import kind_of_device
 
@@ -182,6 +191,7 @@ def _check_remembered(resolved: Resolved[FinetuneConfig], bundle: Bundle | None)
 def labels_of(task: TaskConfig) -> list[str]:
     """Labels that a task learns or evaluates."""
     names = ["energy"] * (task.energy is not None) + ["forces"] * (task.forces is not None)
+    names += ["stress"] * (task.stress is not None)
     return [*names, *(t.label for t in task.of_structures)]
 
 
@@ -257,12 +267,12 @@ def head_donor(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle) ->
 
 def _heads_of(config: TaskConfig) -> Iterable[str]:
     gradient = config.force_kind == "gradient"
-    heads = {label for label in labels_of(config) if not (gradient and label == "forces")}
+    heads = {label for label in labels_of(config) if not (gradient and label in ("forces", "stress"))}
     return heads | {"energy"} if gradient else heads
 
 
 def _heads_of_task(task: Task) -> Iterable[str]:
-    return {label for label in task.labels if not (task.gradient_forces and label == "forces")}
+    return {label for label in task.labels if not (task.gradient_forces and label in ("forces", "stress"))}
 
 
 def _tasks(
@@ -299,6 +309,7 @@ def _task(name: str, config: TaskConfig, graph: GraphSettings, head_bias: bool) 
         graph=graph,
         energy=None if energy is None else EnergyTarget(weight=energy.weight, bias=bias),
         forces=None if config.forces is None else ForcesTarget(**config.forces.model_dump()),
+        stress=None if config.stress is None else StressTarget(weight=config.stress.weight),
         scalars=tuple(ScalarTarget(**s.model_dump(exclude={"references"})) for s in config.all_scalars),
         spatial_extent=None if config.spatial_extent is None else ExtentTarget(**config.spatial_extent.model_dump()),
         dipole=None if config.dipole is None else DipoleTarget(**config.dipole.model_dump()),
@@ -343,7 +354,7 @@ def _stores(resolved: Resolved[TrainingConfig]) -> dict[str, Store]:
 
 def _place_of(task: TaskConfig, label: str) -> str:
     """Key below the task's where a label is asked for."""
-    if label in ("energy", "forces"):
+    if label in ("energy", "forces", "stress"):
         return label
     for key in ("scalar", "spatial_extent", "dipole", "classification"):
         target = getattr(task, key)

@@ -48,6 +48,14 @@ class ForcesConfig(Section):
     )
 
 
+class StressConfig(Section):
+    """Stress of periodic structures, as the derivative of the energy by strain; needs `forces: {kind: gradient}`."""
+
+    weight: NonNegativeFloat = Field(
+        default=1.0, description="factor in the loss of its error in eV/Å³ over the scale of the energy"
+    )
+
+
 class ScalarConfig(Section):
     """Any other number per structure."""
 
@@ -169,6 +177,7 @@ class TaskConfig(Section):
     graph: GraphConfig = Field(default_factory=GraphConfig, description="how structures become graphs")
     energy: EnergyConfig | None = Field(default=None, description="learn `energy` (eV)")
     forces: ForcesConfig | None = Field(default=None, description="learn `forces` (eV/Å)")
+    stress: StressConfig | None = Field(default=None, description="learn `stress` (eV/Å³)")
     scalar: ScalarConfig | None = Field(default=None, description="learn one other number per structure")
     scalars: list[ScalarConfig] = Field(default_factory=list, description="several of them")
     spatial_extent: SpatialExtentConfig | None = Field(default=None, description="learn a spatial extent")
@@ -193,13 +202,15 @@ class TaskConfig(Section):
     def _targets(self) -> TaskConfig:
         if self.energy is None and self.forces is None and not self.of_structures:
             raise ValueError("nothing to learn: give it `energy`, `forces` or `scalar`")
+        if self.stress is not None and self.force_kind != "gradient":
+            raise ValueError("`stress` is a derivative of the energy: it needs `forces: {kind: gradient}`")
         labels = [t.label for t in self.of_structures]
         if len(set(labels)) != len(labels):
             raise ValueError(f"the same label twice: {labels}")
-        reserved = sorted({"energy", "forces"} & set(labels))
+        reserved = sorted({"energy", "forces", "stress"} & set(labels))
         if reserved:
             raise ValueError(f"scalar label {reserved[0]!r}: write `{reserved[0]}:` as its own key")
-        weights = [t.weight for t in (self.energy, self.forces, *self.of_structures) if t is not None]
+        weights = [t.weight for t in (self.energy, self.forces, self.stress, *self.of_structures) if t is not None]
         if not any(weights):
             raise ValueError("every weight is 0: nothing would be trained")
         return self

@@ -275,7 +275,7 @@ def primary_metric(metrics: Mapping[str, float], tasks: Sequence[Task], chosen: 
         for label in task.labels:
             value = error_of(metrics, task, label)
             if value is not None:
-                unit = 1000.0 if label == "forces" else 1.0  # forces are told in meV/Å
+                unit = 1000.0 if label in ("forces", "stress") else 1.0  # those are told in meV
                 terms.get(label, terms["scalars"]).append(value / (unit * task.scale(label)))
     best = next((values for values in terms.values() if values), None)
     if best is None:

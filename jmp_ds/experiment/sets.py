@@ -145,7 +145,8 @@ def _normalization(
 ) -> dict[str, Normalization]:
     """By label. A task with gradient forces whose structures carry no energy takes the scale of the forces for it."""
     if config.references == "keep" and donor is not None:
-        return {k: n for k, n in donor.normalization.items() if k in task.labels}
+        kept = {k: n for k, n in donor.normalization.items() if k in task.labels}
+        return kept | ({"stress": Normalization(std=donor.scale("energy"))} if task.gradient_stress else {})
     labels = [label for label in task.labels if label in statistics.labels]
     _check_labels(task, statistics)
     missing = sorted(set(task.labels) - set(labels) - ({"energy"} if task.gradient_forces else set()))
@@ -161,6 +162,8 @@ def _normalization(
     norms |= {label: _scale_alone(statistics.labels[label]) for label in labels if _centred(task, label)}
     if task.gradient_forces and "energy" not in norms:
         norms["energy"] = Normalization(std=norms["forces"].std)
+    if task.gradient_stress:
+        norms["stress"] = Normalization(std=norms["energy"].std)
     return norms
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from jmp_ds.graphs.batch import Structures
 from jmp_ds.tasks.classes import cross_entropy
 from jmp_ds.tasks.normalise import class_numbers, normalized_target, present
-from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, Task
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, StressTarget, Task
 
 #: Added to every component of a force error before its length is taken, as published.
 FORCE_EPS = 1e-6
@@ -96,6 +96,8 @@ def _errors(output: Tensor, task: Task, label: str, batch: Structures) -> Tensor
         target = normalized_target(task, label, batch, output.dtype)
     if label == "forces":
         return _force_errors(output, target, task, batch)
+    if isinstance(spec, StressTarget):
+        return (output - target).abs().mean(dim=-1)
     if isinstance(spec, DipoleTarget) and not spec.norm:
         length: Tensor = torch.linalg.vector_norm(output - target + FORCE_EPS, dim=-1)
         return length

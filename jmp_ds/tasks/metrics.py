@@ -17,9 +17,10 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     """Every metric's name → unit, in a fixed order.
 
     `TASK/energy_mae` eV; `TASK/energy_mae_per_atom` meV/atom; `TASK/forces_mae` meV/Å over the components of all atoms;
-    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/LABEL_mae` in the label's unit, for
-    a dipole that is a vector over its components. Of classes: `TASK/LABEL_accuracy`, `_balanced_accuracy` (the mean over
-    classes of their accuracies), `_cross_entropy` (nats, classes unweighted), and of two classes `_roc_auc`.
+    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/stress_mae` meV/Å³ over its six
+    components; `TASK/LABEL_mae` in the label's unit, for a dipole that is a vector over its components. Of classes:
+    `TASK/LABEL_accuracy`, `_balanced_accuracy` (the mean over classes of their accuracies), `_cross_entropy` (nats, classes
+    unweighted), and of two classes `_roc_auc`.
     """
     units = {}
     for task in tasks:
@@ -29,6 +30,8 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
         if task.forces is not None:
             units[f"{task.name}/forces_mae"] = "meV/Å"
             units[f"{task.name}/forces_mae_free"] = "meV/Å"
+        if task.gradient_stress:
+            units[f"{task.name}/stress_mae"] = "meV/Å³"
         for target in task.of_structures:
             name = f"{task.name}/{target.label}"
             if not isinstance(target, ClassTarget):
@@ -44,7 +47,8 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
 def error_of(metrics: Mapping[str, float], task: Task, label: str) -> float | None:
     """The number that tells how wrong one label is: its mean absolute error, or 1 - balanced accuracy of classes.
 
-    None where the metrics say nothing of the label. Errors of forces are in meV/Å, others in the label's unit.
+    None where the metrics say nothing of the label. Errors of forces and stress are in meV/Å and meV/Å³, others in the
+    label's unit.
     """
     if isinstance(task.target(label), ClassTarget):
         right = metrics.get(f"{task.name}/{label}_balanced_accuracy")
@@ -153,6 +157,7 @@ def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dic
             result[f"{task.name}/forces_mae_free"] = errors, free.unsqueeze(-1)
             continue
         errors = (predicted[label] - values.index_select(0, rows.structures)).abs()
+        errors = 1000.0 * errors if label == "stress" else errors
         result[f"{task.name}/{label}_mae"] = errors, there.unsqueeze(-1) if errors.dim() > 1 else there
         if label == "energy":
             natoms = batch.natoms.index_select(0, rows.structures).clamp(min=1)

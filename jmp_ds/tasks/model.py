@@ -17,6 +17,7 @@ from jmp_ds.models.backbone import Backbone, BackboneOutput
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.tasks import heads
 from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, ExtentTarget, Reduction, Task
+from jmp_ds.tasks.strain import strained, stress_of
 
 Outputs = dict[str, dict[str, Tensor]]
 
@@ -25,9 +26,10 @@ ATOMIC = "_atomic"
 
 
 class _Differentiable(NamedTuple):
-    """Positions that energies are differentiated by, and whether the caller records gradients."""
+    """Positions and strain that energies are differentiated by, and whether the caller records gradients."""
 
     pos: Tensor
+    strain: Tensor | None
     recorded: bool
 
 
@@ -77,9 +79,9 @@ class MultiTaskModel(nn.Module):
             batch: its `rows` must name every task of the model.
 
         Returns:
-            `energy` [B_t], `forces` [N_t, 3], scalars and extents [B_t], dipoles [B_t, 3] or [B_t], logits [B_t] or
-            [B_t, classes]; float32 at least. Gradient forces can be differentiated
-            again in training mode only; they are also computed where the caller has switched gradients off.
+            `energy` [B_t], `forces` [N_t, 3], `stress` [B_t, 6], scalars and extents [B_t], dipoles [B_t, 3] or [B_t],
+            logits [B_t] or [B_t, classes]; float32 at least. Gradient forces and stress can be differentiated again in
+            training mode only; they are also computed where the caller has switched gradients off.
         """
         gradient_tasks = [task for task in self.tasks if task.gradient_forces]
         pos = _at_least_float32(batch.pos)
@@ -89,8 +91,12 @@ class MultiTaskModel(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             if not pos.requires_grad:
                 pos = pos.detach().clone().requires_grad_()
-            outputs = self._outputs(batch, self._backbone(batch, pos), pos)
-            self._add_gradient_forces(outputs, batch, gradient_tasks, _Differentiable(pos, recorded))
+            moved, place, strain = batch, pos, None
+            if any(task.gradient_stress for task in gradient_tasks):
+                strain = pos.new_zeros(batch.num_structures, 3, 3).requires_grad_()
+                moved, place = strained(batch, pos, strain)
+            outputs = self._outputs(batch, self._backbone(moved, place), place)
+            self._add_derivatives(outputs, batch, gradient_tasks, _Differentiable(pos, strain, recorded))
         if recorded:
             return outputs
         return {name: {label: x.detach() for label, x in own.items()} for name, own in outputs.items()}
@@ -129,25 +135,27 @@ class MultiTaskModel(nn.Module):
             result[task.name] = {label: values[label] for label in task.labels if label in values}
         return result
 
-    def _add_gradient_forces(
-        self, outputs: Outputs, batch: Batch, tasks: Sequence[Task], positions: _Differentiable
-    ) -> None:
-        """Forces as minus the gradient of the tasks' own energies, written into `outputs`.
+    def _add_derivatives(self, outputs: Outputs, batch: Batch, tasks: Sequence[Task], at: _Differentiable) -> None:
+        """Forces as minus the gradient of the tasks' own energies, and stress, written into `outputs`.
 
         Structures do not see each other, so one gradient of the sum of energies serves them all.
         """
-        with torch.autocast(positions.pos.device.type, enabled=False):
+        with torch.autocast(at.pos.device.type, enabled=False):
             total = torch.stack([outputs[task.name]["energy"].sum() for task in tasks]).sum()
-            (gradient,) = torch.autograd.grad(
+            slopes = torch.autograd.grad(
                 total,
-                positions.pos,
+                [at.pos] if at.strain is None else [at.pos, at.strain],
                 create_graph=self.training,
-                retain_graph=self.training or positions.recorded,
+                retain_graph=self.training or at.recorded,
                 allow_unused=True,
                 materialize_grads=True,
             )
+            stress = None if at.strain is None else stress_of(slopes[1], batch.cell).to(total.dtype)
         for task in tasks:
-            outputs[task.name]["forces"] = -gradient.index_select(0, batch.rows[task.name].atoms).to(total.dtype)
+            rows, own = batch.rows[task.name], outputs[task.name]
+            own["forces"] = -slopes[0].index_select(0, rows.atoms).to(total.dtype)
+            if task.gradient_stress and stress is not None:
+                own["stress"] = stress.index_select(0, rows.structures)
 
 
 def _moments(
@@ -187,7 +195,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             raise UserError(f"two tasks are named {task.name!r}; names must differ")
         for target in task.of_structures:
             _check_name("label", target.label, where=f"task {task.name}: ")
-            if target.label in ("energy", "forces"):
+            if target.label in ("energy", "forces", "stress"):
                 raise UserError(f"task {task.name}: {target.label!r} is no scalar; set `{target.label}:` on the task")
             if task.labels.count(target.label) > 1:
                 raise UserError(f"task {task.name}: two targets are labelled {target.label!r}")

@@ -29,7 +29,7 @@ def normalized_target(task: Task, label: str, batch: Structures, dtype: torch.dt
         dtype: of the result, the one of the outputs.
 
     Returns:
-        [B_t], [N_t, 3] for forces, [B_t, 3] for a dipole that is a vector.
+        [B_t], [N_t, 3] for forces, [B_t, 3] for a dipole that is a vector, [B_t, 6] for stress.
     """
     rows = batch.rows[task.name]
     index = rows.atoms if label in _PER_ATOM else rows.structures
@@ -60,13 +60,16 @@ def readable(task: Task, values: Mapping[str, NDArray[np.float64]]) -> dict[str,
     """De-normalised predictions as numbers for people: one column each, but for forces.
 
     A class becomes its number under the label and `LABEL_pK`, the probability of class K; a dipole's components become
-    `LABEL_x`, `LABEL_y`, `LABEL_z`.
+    `LABEL_x`, `LABEL_y`, `LABEL_z`, those of a stress `stress_xx` to `stress_xy`.
 
     Args:
         task: the task.
         values: by label, as `denormalize` gives them.
     """
     result = dict(values)
+    if "stress" in result:
+        stress = result.pop("stress")
+        result |= {f"stress_{axes}": stress[:, k] for k, axes in enumerate(("xx", "yy", "zz", "yz", "xz", "xy"))}
     if (target := task.classification) is not None:
         logits = torch.from_numpy(result.pop(target.label))
         result[target.label] = chosen(logits, target).double().numpy()

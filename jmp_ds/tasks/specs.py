@@ -15,6 +15,9 @@ ForceLoss = Literal["structure", "atom"]
 Reduction = Literal["sum", "mean", "max"]
 ClassKind = Literal["binary", "multi"]
 
+#: Units of the labels that have the same everywhere.
+_UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å³"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyTarget:
@@ -42,6 +45,17 @@ class ForcesTarget:
     weight: float = 1.0
     kind: ForceKind = "direct"
     loss: ForceLoss = "structure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressTarget:
+    """Stress as the derivative of the energy by strain; only where forces are its gradient, too.
+
+    Attributes:
+        weight: factor in the loss of the mean absolute error of the six components, in eV/Å³ over the scale of the energy.
+    """
+
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +150,7 @@ class ClassTarget:
         return 1 if self.kind == "binary" else self.classes
 
 
-Target = EnergyTarget | ForcesTarget | ScalarTarget | ExtentTarget | DipoleTarget | ClassTarget
+Target = EnergyTarget | ForcesTarget | StressTarget | ScalarTarget | ExtentTarget | DipoleTarget | ClassTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +179,8 @@ class Task:
     Attributes:
         name: unique in a model.
         graph: how its structures become graphs.
-        energy, forces, scalars, spatial_extent, dipole, classification: its targets; at least one.
+        energy, forces, stress, scalars, spatial_extent, dipole, classification: its targets; at least one. A stress counts
+            only beside gradient forces.
         normalization: by label name (`energy`, `forces`, a scalar's label); the identity where absent.
         level_of_theory: free text for people.
     """
@@ -174,6 +189,7 @@ class Task:
     graph: GraphSettings
     energy: EnergyTarget | None = None
     forces: ForcesTarget | None = None
+    stress: StressTarget | None = None
     scalars: tuple[ScalarTarget, ...] = ()
     spatial_extent: ExtentTarget | None = None
     dipole: DipoleTarget | None = None
@@ -195,10 +211,21 @@ class Task:
                 f"but their std are {self.scale('energy')} and {self.scale('forces')}"
             )
 
+        if self.gradient_stress and self.normalize_by("stress") != Normalization(std=self.scale("energy")):
+            raise ValueError(
+                f"task {self.name}: stress is a derivative of the energy: its normalisation has no mean, and the energy's "
+                f"std, {self.scale('energy')}"
+            )
+
     @property
     def gradient_forces(self) -> bool:
         """Whether forces are the gradient of the energy."""
         return self.forces is not None and self.forces.kind == "gradient"
+
+    @property
+    def gradient_stress(self) -> bool:
+        """Whether stress is learned; it needs an energy that is differentiated anyway."""
+        return self.stress is not None and self.gradient_forces
 
     @property
     def direct_forces(self) -> bool:
@@ -214,6 +241,7 @@ class Task:
     def labels(self) -> tuple[str, ...]:
         """Names of the labels that this task predicts."""
         names = ["energy"] * (self.energy is not None) + ["forces"] * (self.forces is not None)
+        names += ["stress"] * self.gradient_stress
         return (*names, *(t.label for t in self.of_structures))
 
     @property
@@ -228,6 +256,8 @@ class Task:
             return self.energy
         if label == "forces" and self.forces is not None:
             return self.forces
+        if label == "stress" and self.stress is not None:
+            return self.stress
         return next(target for target in self.of_structures if target.label == label)
 
     def weighted(self, factor: float) -> Task:
@@ -241,7 +271,7 @@ class Task:
     def units(self) -> dict[str, str]:
         """Unit by label, for tables; empty where the label has none."""
         own = {t.label: "" if isinstance(t, ClassTarget) else t.unit for t in self.of_structures}
-        return {label: {"energy": "eV", "forces": "eV/Å"}.get(label) or own[label] for label in self.labels}
+        return {label: _UNITS.get(label) or own[label] for label in self.labels}
 
     def normalize_by(self, label: str) -> Normalization:
         """The normalisation of one label; the identity if none is set."""
@@ -254,7 +284,7 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Kinds of targets that the task does not have are left out."""
         own = asdict(self)
-        late = ("spatial_extent", "dipole", "classification")
+        late = ("stress", "spatial_extent", "dipole", "classification")
         return {**{k: v for k, v in own.items() if k not in late or v is not None}, "graph": self.graph.to_dict()}
 
     @classmethod
@@ -265,6 +295,7 @@ class Task:
             graph=GraphSettings.from_dict(values["graph"]),
             energy=EnergyTarget(**values["energy"]) if values.get("energy") else None,
             forces=ForcesTarget(**values["forces"]) if values.get("forces") else None,
+            stress=StressTarget(**values["stress"]) if values.get("stress") else None,
             scalars=tuple(ScalarTarget(**s) for s in values.get("scalars", ())),
             spatial_extent=ExtentTarget(**values["spatial_extent"]) if values.get("spatial_extent") else None,
             dipole=DipoleTarget(**values["dipole"]) if values.get("dipole") else None,

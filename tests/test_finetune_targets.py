@@ -1,0 +1,101 @@
+"""Whole runs on dipoles and classes: from the store to a prediction; labels that do not fit are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+
+from jmp_ds.config import load_finetune
+from jmp_ds.config.checks import check_finetune
+from jmp_ds.data.record import BadRecord, make_record
+from jmp_ds.data.store import StoreWriter
+from jmp_ds.errors import UserError
+from jmp_ds.finetune import run_finetune
+from jmp_ds.inference.extxyz import frame
+from jmp_ds.inference.predictor import Predictor
+
+NUMBERS = [8, 1, 1]
+
+
+def positions(k: int) -> np.ndarray:
+    rng = np.random.default_rng(k)
+    return np.array([[0.0, 0, 0], [0.95, 0, 0], [-0.3, 0.9, 0]]) * (1.0 + 0.02 * k) + 0.02 * rng.normal(size=(3, 3))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("targets") / "water"
+    records = []
+    for k in range(16):
+        pos = positions(k)
+        labels = {"dipole": pos[0] - pos[1:].mean(axis=0), "phase": k % 3, "alpha": 5.0 * k}
+        records.append(make_record(pos=pos, atomic_numbers=NUMBERS, labels=labels, id=f"s{k}"))
+    with StoreWriter(path, {"level_of_theory": "made up"}) as writer:
+        writer.append(records)
+    return path
+
+
+def run(folder: Path, store: Path, **targets: Any) -> dict[str, float]:
+    """Metrics on validation structures."""
+    task = {"store": str(store), "graph": {"cutoff": 5.0}, "split": {"train": 12, "val": 4}, **targets}
+    values = {
+        "run": {"dir": str(folder / "run"), "threads": 1},
+        "from": "scratch",
+        "model": {"preset": "tiny"},
+        "tasks": {"water": task},
+        "sampling": {"batch": {"structures": 6}},
+        "train": {"epochs": 20, "optimizer": {"lr": 2.0e-3}, "ema": None},
+        "validate": {"every": 10},
+        "checkpoint": {"every": 20},
+    }
+    file = folder / "tune.yaml"
+    file.write_text(yaml.safe_dump(values))
+    resolved = load_finetune(file)
+    (outcome,) = run_finetune([(resolved, check_finetune(resolved))])
+    assert outcome.status == "finished"
+    found: dict[str, float] = json.loads((folder / "run" / "report" / "metrics.json").read_text())["metrics"]["val"]
+    return found
+
+
+def test_dipoles_and_classes_together(store: Path, tmp_path: Path) -> None:
+    """Two heads on one backbone; the dipole is learned, and both are predicted under readable names."""
+    classes = {"label": "phase", "classes": 3, "class_weights": [1.0, 2.0, 1.0], "dropout": 0.2}
+    found = run(tmp_path, store, dipole={"atomic": True}, classification=classes)
+    lengths = [np.abs(positions(k)[0] - positions(k)[1:].mean(axis=0)).mean() for k in range(16)]
+    assert found["water/dipole_mae"] < 0.5 * float(np.mean(lengths))
+    assert 0.0 <= found["water/phase_balanced_accuracy"] <= 1.0
+    assert "water/phase_roc_auc" not in found
+    atoms = Atoms(NUMBERS, positions(3))
+    (prediction,) = Predictor(tmp_path / "run" / "best").predict([atoms])
+    assert set(prediction.scalars) == {"dipole_x", "dipole_y", "dipole_z", "phase", "phase_p0", "phase_p1", "phase_p2"}
+    assert sum(prediction.scalars[f"phase_p{k}"] for k in range(3)) == pytest.approx(1.0)
+    assert "dipole_x=" in frame(atoms, prediction)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"dipole": {"norm": True}}, "has 3 numbers per structure, not 1; set dipole.norm to false"),
+        ({"dipole": {"label": "alpha"}}, "has 1 numbers per structure, not 3; set dipole.norm to true"),
+        ({"classification": {"label": "phase"}}, "goes from 0 to 2, but 2 classes are numbered 0 to 1"),
+        ({"classification": {"label": "phase", "classes": 3, "kind": "binary"}}, "binary classification of 3 classes"),
+        ({"classification": {"label": "fase"}}, "'fase'; did you mean 'phase'?"),
+        ({"scalar": {"label": "alpha"}, "dipole": {"label": "alpha"}}, "the same label twice"),
+        ({"scalar": {"label": "stress"}}, "write `stress:` as its own key"),
+    ],
+)
+def test_labels_that_do_not_fit(store: Path, tmp_path: Path, targets: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, store, **targets)
+    assert message in str(caught.value)
+
+
+def test_only_a_dipole_may_be_a_vector() -> None:
+    with pytest.raises(BadRecord, match="'other' has shape"):
+        make_record(pos=positions(0)[:2], atomic_numbers=NUMBERS[:2], labels={"other": np.zeros(3)}, id="x")
