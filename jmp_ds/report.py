@@ -88,7 +88,7 @@ def comparison_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[st
             sample.metric,
             sample.unit,
             f"{len(sample.test) or len(sample.val)} of {sample.asked}",
-            _cell(float(np.mean(sample.val))) if sample.val else "",
+            cell_text(float(np.mean(sample.val))) if sample.val else "",
             plus_minus(sample.mean, sample.deviation),
             *(f"{sample.published[n]:.4g}" if n in sample.published else "" for n in networks),
         ]

@@ -41,13 +41,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, store: Path, **targets: Any) -> dict[str, float]:
+def run(folder: Path, store: Path, source: Any = "scratch", **targets: Any) -> dict[str, float]:
     """Metrics on validation structures."""
     task = {"store": str(store), "graph": {"cutoff": 5.0}, "split": {"train": 12, "val": 4}, **targets}
     values = {
         "run": {"dir": str(folder / "run"), "threads": 1},
-        "from": "scratch",
-        "model": {"preset": "tiny"},
+        "from": source,
+        **({"model": {"preset": "tiny"}} if source == "scratch" else {}),
         "tasks": {"water": task},
         "sampling": {"batch": {"structures": 6}},
         "train": {"epochs": 20, "optimizer": {"lr": 2.0e-3}, "ema": None},
@@ -71,11 +71,21 @@ def test_dipoles_and_classes_together(store: Path, tmp_path: Path) -> None:
     assert found["water/dipole_mae"] < 0.5 * float(np.mean(lengths))
     assert 0.0 <= found["water/phase_balanced_accuracy"] <= 1.0
     assert "water/phase_roc_auc" not in found
+    start = json.loads((tmp_path / "run" / "start.json").read_text())["errors"]["constant"]
+    assert start["water/dipole_mae"] == pytest.approx(np.mean(lengths), rel=0.3)
+    assert start["water/phase_balanced_accuracy"] == pytest.approx(1 / 3)  # always the first class
     atoms = Atoms(NUMBERS, positions(3))
     (prediction,) = Predictor(tmp_path / "run" / "best").predict([atoms])
     assert set(prediction.scalars) == {"dipole_x", "dipole_y", "dipole_z", "phase", "phase_p0", "phase_p1", "phase_p2"}
     assert sum(prediction.scalars[f"phase_p{k}"] for k in range(3)) == pytest.approx(1.0)
     assert "dipole_x=" in frame(atoms, prediction)
+    (tmp_path / "again").mkdir()
+    kept = {"bundle": str(tmp_path / "run" / "best"), "heads": "keep"}
+    run(tmp_path / "again", store, kept, dipole={"atomic": True})
+    now = json.loads((tmp_path / "again" / "run" / "start.json").read_text())["errors"]["this run"]
+    assert now["water/dipole_mae"] == pytest.approx(found["water/dipole_mae"], rel=1e-4)  # both its heads came along
+    with pytest.raises(UserError, match="predicts 'phase' by a head of another kind"):
+        run(tmp_path / "again", store, kept, scalar={"label": "phase"})
 
 
 @pytest.mark.parametrize(

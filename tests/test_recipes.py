@@ -17,6 +17,9 @@ from jmp_ds.config.checks import check_finetune
 from jmp_ds.config.described import alone, annotated, metric_of, values_of
 from jmp_ds.config.loading import load_target
 from jmp_ds.config.targets import find_target, published_numbers, remark, targets
+from jmp_ds.config.tasks import ClassificationConfig
+from jmp_ds.data.published import published
+from jmp_ds.data.readers.qm9_pyg import PROPERTIES
 from jmp_ds.errors import UserError
 from jmp_ds.finetune import run_finetune
 from jmp_ds.training.ds_config import load_ds_config
@@ -259,3 +262,13 @@ def test_a_recipe_starts_steps_stops_resumes_and_evaluates(
     metric, _ = metric_of(config.tasks[targets()[name].task], targets()[name].task)
     assert set(found) == {"val", "test"}
     assert all(isinstance(values[metric], float) and values[metric] >= 0.0 for values in found.values())
+
+
+def test_splits_and_labels_are_those_of_the_data() -> None:
+    """Names of splits are published ones with as many folds; labels and units of QM9 are its reader's."""
+    for target in targets().values():
+        assert published(target.split).folds == target.folds, target.name
+        if target.family == "qm9":
+            target_of = alone(target, None).config.tasks[target.task].of_structures[0]
+            assert not isinstance(target_of, ClassificationConfig)
+            assert PROPERTIES[target_of.label] == target_of.unit

@@ -102,7 +102,7 @@ def check_finetune(resolved: Resolved[FinetuneConfig]) -> Checked:
     tasks = _tasks(resolved, graphs, head_bias=False)
     donors = head_donors(resolved, bundle)
     _check_references(resolved, donors)
-    tasks = tuple(_with_donor(task, donors[task.name]) if task.name in donors else task for task in tasks)
+    tasks = tuple(_with_donor(resolved, t, donors[t.name]) if t.name in donors else t for t in tasks)
     _check_layerwise(resolved, backbone)
     _check_remembered(resolved, bundle)
     stores, deepspeed = _stores(resolved), _deepspeed(resolved)
@@ -324,8 +324,17 @@ def _class_target(config: ClassificationConfig) -> ClassTarget:
     return ClassTarget(**values, kind=kind, class_weights=tuple(config.class_weights))
 
 
-def _with_donor(task: Task, donor: Task) -> Task:
-    """Heads that are taken over keep their shape."""
+def _with_donor(resolved: Resolved[FinetuneConfig], task: Task, donor: Task) -> Task:
+    """Heads that are taken over keep their shape.
+
+    Raises:
+        UserError: a label that the donor predicts in another way.
+    """
+    if others := task.other_heads(donor):
+        raise resolved.complaint(
+            f"tasks.{task.name}",
+            f"task {donor.name} of the bundle predicts {others[0]!r} by a head of another kind; use `heads: new`",
+        )
     if task.energy is None or donor.energy is None:
         return task
     return replace(task, energy=replace(task.energy, bias=donor.energy.bias))

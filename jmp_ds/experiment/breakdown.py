@@ -11,7 +11,7 @@ from torch import Tensor
 from jmp_ds.data.sources import Source
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.tasks.normalise import denormalize, present
-from jmp_ds.tasks.specs import Task
+from jmp_ds.tasks.specs import ClassTarget, Task
 
 #: Of what the errors are told apart, in this order.
 KINDS = ("element", "atoms", "config_type")
@@ -29,8 +29,8 @@ def add_errors(
 ) -> None:
     """Add one batch of a task.
 
-    Forces count per component, by the element of their atom; energies per atom of a structure; both and scalars by size
-    (in powers of two) and by kind.
+    Forces count per component, by the element of their atom; energies per atom of a structure; both and other numbers of
+    structures by size (in powers of two) and by kind. Classes have no such errors.
 
     Args:
         sums: added to.
@@ -45,7 +45,7 @@ def add_errors(
     kinds = [config_types.get(batch.ids[i], "") if batch.ids else "" for i in rows.structures.tolist()]
     predicted = denormalize(task, outputs, batch)
     for label in task.labels:
-        if label not in batch.labels:
+        if label not in batch.labels or isinstance(task.target(label), ClassTarget):
             continue
         there = present(task, label, batch)
         if label == "forces":
@@ -57,6 +57,9 @@ def add_errors(
         else:
             wanted = batch.labels[label].values.index_select(0, rows.structures).double()
             errors, each = (predicted[label] - wanted).abs(), list(range(len(sizes)))
+            errors = errors.mean(-1) if errors.dim() > 1 else errors
+            if label == "stress":
+                errors = 1000.0 * errors
             if label == "energy":
                 errors = 1000.0 * errors / natoms.clamp(min=1)
         metric = f"{task.name}/{label}_mae" + ("_per_atom" if label == "energy" else "")

@@ -75,4 +75,4 @@ def _with_old_heads(before: Bundle, after: Bundle) -> Bundle:
 def _same_heads(task: Task, other: Task) -> bool:
     """Whether two tasks predict the same by heads of the same shape, on the same graphs."""
     kinds = [(t.graph, t.labels, t.gradient_forces, t.energy and t.energy.bias) for t in (task, other)]
-    return kinds[0] == kinds[1]
+    return kinds[0] == kinds[1] and not task.other_heads(other)

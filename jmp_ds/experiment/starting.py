@@ -113,8 +113,8 @@ class Constant(nn.Module):
     @staticmethod
     def _zeros(batch: Batch, task: Task, label: str) -> Tensor:
         rows = batch.rows[task.name]
-        shape = (rows.atoms.shape[0], 3) if label == "forces" else (rows.structures.shape[0],)
-        return torch.zeros(shape, device=batch.pos.device)
+        count = rows.atoms.shape[0] if label == "forces" else rows.structures.shape[0]
+        return torch.zeros(count, *task.shape(label), device=batch.pos.device)
 
 
 def _part(source: Source) -> Source:
@@ -127,9 +127,9 @@ def _part(source: Source) -> Source:
 
 def _covers(donor: Task, task: Task) -> bool:
     """Whether the donor has every head that the task needs."""
-    needed = {label for label in task.labels if not (task.gradient_forces and label == "forces")}
-    have = {label for label in donor.labels if not (donor.gradient_forces and label == "forces")}
-    return needed <= have
+    needed = {label for label in task.labels if not (task.gradient_forces and label in ("forces", "stress"))}
+    have = {label for label in donor.labels if not (donor.gradient_forces and label in ("forces", "stress"))}
+    return needed <= have and not task.other_heads(donor)
 
 
 def _with_heads_of(donor: Task, model: MultiTaskModel, bundle: Bundle | None) -> MultiTaskModel:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jmp_ds.errors import UserError
-from jmp_ds.tasks.model import MultiTaskModel
+from jmp_ds.tasks.model import ATOMIC, MultiTaskModel
 from jmp_ds.tasks.specs import Task
 
 
@@ -84,7 +84,8 @@ def rescale_heads(model: MultiTaskModel, donors: Mapping[str, Task]) -> None:
         for task in model.tasks:
             if task.name not in donors:
                 continue
-            for label, head in cast(nn.ModuleDict, model.heads[task.name]).items():
+            for name, head in cast(nn.ModuleDict, model.heads[task.name]).items():
+                label = name if name in task.labels else name.removesuffix(ATOMIC)
                 last = list(cast(nn.Sequential, head))[-1]
                 cast(nn.Linear, last).weight.mul_(donors[task.name].scale(label) / task.scale(label))
 

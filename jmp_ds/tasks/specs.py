@@ -262,10 +262,26 @@ class Task:
 
     def weighted(self, factor: float) -> Task:
         """The same task, the weight of every target times a factor."""
-        kinds = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "normalization"}
-        single = {k: replace(t, weight=factor * t.weight) for k, t in kinds.items() if isinstance(t, Target)}
-        scalars = tuple(replace(t, weight=factor * t.weight) for t in self.scalars)
-        return replace(self, scalars=scalars, **single)
+        single: dict[str, Any] = {
+            f.name: replace(target, weight=factor * target.weight)
+            for f in fields(self)
+            if isinstance(target := getattr(self, f.name), Target)
+        }
+        return replace(self, scalars=tuple(replace(t, weight=factor * t.weight) for t in self.scalars), **single)
+
+    def shape(self, label: str) -> tuple[int, ...]:
+        """Shape of one row of a label's prediction: of an atom for forces, of a structure for all others."""
+        target = self.target(label)
+        if isinstance(target, ClassTarget) and target.kind == "multi":
+            return (target.classes,)
+        if isinstance(target, DipoleTarget) and not target.norm:
+            return (3,)
+        return {"forces": (3,), "stress": (6,)}.get(label, ())
+
+    def other_heads(self, donor: Task) -> list[str]:
+        """Labels of both tasks that the donor predicts by a head of another kind or size."""
+        both = [t for t in self.of_structures if t.label in donor.labels]
+        return [t.label for t in both if _head(t) != _head(donor.target(t.label))]
 
     @property
     def units(self) -> dict[str, str]:
@@ -306,6 +322,12 @@ class Task:
             },
             level_of_theory=values.get("level_of_theory", ""),
         )
+
+
+def _head(target: Target) -> tuple[object, ...]:
+    """What decides which tensors a head has."""
+    size = target.logits if isinstance(target, ClassTarget) else isinstance(target, DipoleTarget) and target.atomic
+    return type(target), size
 
 
 def _class_target(values: dict[str, Any] | None) -> ClassTarget | None:

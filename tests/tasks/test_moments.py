@@ -193,3 +193,27 @@ def test_a_tiny_network_learns_it(targets, worth) -> None:
         optimizer.step()
         seen.append(float(loss.detach()))
     assert min(seen[-5:]) < seen[0] / 3.0, (seen[0], seen[-5:])
+
+
+def test_rows_have_the_shapes_of_their_labels(model) -> None:
+    """What a constant predictor needs to know."""
+    batch = batch_of(molecule("H2O"), molecule("CH4"))
+    for label, values in model(batch)["a"].items():
+        assert tuple(values.shape[1:]) == TASK.shape(label)
+
+
+def test_heads_of_another_kind_are_told() -> None:
+    def other(**changes: object) -> Task:
+        return Task(**{**vars(TASK), **changes})
+
+    assert TASK.other_heads(other(dipole=DipoleTarget(atomic=True, weight=3.0))) == []
+    assert TASK.other_heads(other(dipole=DipoleTarget())) == ["dipole"]
+    assert TASK.other_heads(other(classification=ClassTarget(label="phase", classes=4, kind="multi"))) == ["phase"]
+    assert TASK.other_heads(other(scalars=(), spatial_extent=ExtentTarget(label="gap"))) == ["gap"]
+
+
+def test_weights_of_a_task_are_factors() -> None:
+    doubled = TASK.weighted(2.0)
+    assert [t.weight for t in doubled.of_structures] == [2.0] * 4
+    assert Task(**{**vars(doubled), **{k: getattr(TASK, k) for k in ("scalars", "spatial_extent", "dipole")}}) != TASK
+    assert doubled.weighted(0.5) == TASK
