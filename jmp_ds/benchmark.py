@@ -69,6 +69,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Series:
+    """How a series of runs ended.
+
+    Attributes:
+        stopped: folder of the run in which a stop was asked for; None: it went to its end.
+        failed: names of runs that failed.
+    """
+
+    stopped: Path | None = None
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What was asked for.
 
@@ -119,28 +132,31 @@ class Benchmark:
         own = {"run": {"dir": str(folder), "seed": seed}, "from": self.source}
         return Run(target, fold, seed, load_target(target, fold, str(self.data), own, self.overrides))
 
-    def carry_out(self, runs: Sequence[Run]) -> Path | None:
-        """Do what is not finished; the folder of the run in which a stop was asked for, if it was.
+    def carry_out(self, runs: Sequence[Run]) -> Series:
+        """Do what is not finished.
 
         A run that fails is told of and left behind; the same command tries it again.
 
         Raises:
-            UserError: data that is not there, or a finished run of another configuration in a folder.
+            UserError: before the first run: data that is not there, a configuration that cannot work, or a finished run of
+                another configuration in a folder.
         """
         left = [run for run in runs if not run.finished]
         self._check(runs, left)
         console = Console(stderr=True)
         console.print(f"benchmark: {len(runs)} runs, {len(runs) - len(left)} of them finished already", markup=False)
+        failed: list[str] = []
         for number, run in enumerate(left, 1):
             console.rule(f"{number} of {len(left)}: {run.words}")
             try:
                 (outcome,) = run_finetune([(run.resolved, check_finetune(run.resolved))])
             except UserError as error:
                 console.print(f"{run.words} failed: {error}", markup=False)
+                failed.append(run.words)
                 continue
             if outcome.status == "stopped":
-                return run.folder
-        return None
+                return Series(run.folder, tuple(failed))
+        return Series(None, tuple(failed))
 
     def _check(self, runs: Sequence[Run], left: Sequence[Run]) -> None:
         """What can be seen before the first run, of all of them."""
@@ -160,6 +176,8 @@ class Benchmark:
             if missing:
                 command = run.target.split_command(str(self.data), run.fold)
                 raise UserError(f"{run.words}: no file {missing[0]}; make it with `{command}`")
+        for run in {run.target.name: run for run in left}.values():
+            check_finetune(run.resolved)  # folds and seeds of a target differ in nothing that is checked
 
     def report(self, runs: Sequence[Run]) -> str:
         """Write benchmark.md, .csv, .json and .png into the folder; the table as text."""

@@ -13,7 +13,7 @@ from made_up_targets import SMALL, write_data
 from typer.testing import CliRunner
 
 from jmp_ds import benchmark
-from jmp_ds.benchmark import Benchmark, parse_numbers
+from jmp_ds.benchmark import Benchmark, Series, parse_numbers
 from jmp_ds.cli.app import app
 from jmp_ds.cli.train_verbs import STOPPED
 from jmp_ds.config.targets import targets
@@ -51,13 +51,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Deadline, "reached", property(reached))
-        assert mine.carry_out(runs) == runs[1].folder
+        assert mine.carry_out(runs) == Series(runs[1].folder)
     assert [run.finished for run in runs] == [True, False, False, False]
     kept = (runs[0].folder / "report" / "metrics.json").stat().st_mtime_ns
     begun = read_outcome(runs[1].folder)
     assert begun is not None
     assert begun.step > 0
-    assert mine.carry_out(runs) is None
+    assert mine.carry_out(runs) == Series()
     assert all(run.finished for run in runs)
     assert (runs[0].folder / "report" / "metrics.json").stat().st_mtime_ns == kept
     return folder
@@ -66,7 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_the_same_as_without_an_interruption(done: Path, tmp_path: Path) -> None:
     mine = replace(asked(done, "matbench/jdft2d:0"), seeds=(1,), out=tmp_path)
     (run,) = mine.runs()
-    assert mine.carry_out([run]) is None
+    assert mine.carry_out([run]) == Series()
     before = asked(done, "matbench/jdft2d").runs()[1]
     assert (before.fold, before.seed) == (0, 1)
     assert run.result("jdft2d/y_mae") == before.result("jdft2d/y_mae")
@@ -123,8 +123,13 @@ def test_a_run_that_fails_does_not_end_the_series(done: Path, monkeypatch: pytes
 
     monkeypatch.setattr(benchmark, "run_finetune", fails)
     mine = asked(done, "matbench/jdft2d:1", out=tmp_path)
-    assert mine.carry_out(mine.runs()) is None
+    assert mine.carry_out(mine.runs()) == Series(None, ("matbench/jdft2d fold 1 seed 0",))
     assert len(tried) == 2
+    tried.clear()
+    words = ["matbench/jdft2d", *SMALL, "--data", str(done / "data"), "--out", str(tmp_path / "verb")]
+    result = CliRunner().invoke(app, ["benchmark", *words])
+    assert result.exit_code == 1
+    assert "1 runs failed: matbench/jdft2d fold 0 seed 0" in result.output
 
 
 def test_what_is_missing_is_told_before_the_first_run(tmp_path: Path) -> None:
@@ -133,6 +138,11 @@ def test_what_is_missing_is_told_before_the_first_run(tmp_path: Path) -> None:
         mine.carry_out(mine.runs())
     write_data(targets()["matbench/phonons"], tmp_path / "data", folds=(0,))
     with pytest.raises(UserError, match=r"matbench-phonons\.fold1/train\.npy.*--published matbench --fold 1`"):
+        mine.carry_out(mine.runs())
+    write_data(targets()["matbench/phonons"], tmp_path / "data", folds=(1,))
+    write_data(targets()["qm9/homo"], tmp_path / "data")
+    mine = replace(mine, overrides=("model.preset=tiny",))
+    with pytest.raises(UserError, match=r"layerwise_lr\.blocks"):
         mine.carry_out(mine.runs())
     assert not (tmp_path / "out").exists()
 

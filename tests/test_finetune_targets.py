@@ -16,9 +16,12 @@ from jmp_ds.config.checks import check_finetune
 from jmp_ds.data.record import BadRecord, make_record
 from jmp_ds.data.store import StoreWriter
 from jmp_ds.errors import UserError
+from jmp_ds.experiment.session import primary_metric
 from jmp_ds.finetune import run_finetune
+from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.extxyz import frame
 from jmp_ds.inference.predictor import Predictor
+from jmp_ds.tasks.specs import ClassTarget, EnergyTarget, ForcesTarget, Normalization, StressTarget, Task
 
 NUMBERS = [8, 1, 1]
 
@@ -104,6 +107,23 @@ def test_labels_that_do_not_fit(store: Path, tmp_path: Path, targets: dict[str, 
     with pytest.raises(UserError) as caught:
         run(tmp_path, store, **targets)
     assert message in str(caught.value)
+
+
+def test_what_decides_which_checkpoint_is_best() -> None:
+    """Of classes 1 - balanced accuracy; of stress the error in eV/Å³ over its scale, unless it is named."""
+    graph = GraphSettings()
+    phase = Task(name="a", graph=graph, classification=ClassTarget(label="phase"))
+    found = {"a/phase_accuracy": 0.9, "a/phase_balanced_accuracy": 0.75, "a/phase_cross_entropy": 0.3}
+    assert primary_metric(found, [phase], None) == pytest.approx(0.25)
+    assert primary_metric(found, [phase], "a/phase") == pytest.approx(0.25)
+    norms = {k: Normalization(std=0.5) for k in ("energy", "forces", "stress")}
+    targets = {"energy": EnergyTarget(), "forces": ForcesTarget(kind="gradient"), "stress": StressTarget()}
+    salt = Task(name="b", graph=graph, normalization=norms, **targets)
+    both = {"b/stress_mae": 20.0, "b/forces_mae": 100.0}
+    assert primary_metric(both, [salt], None) == pytest.approx(0.2)
+    assert primary_metric({"b/stress_mae": 20.0}, [salt], None) == pytest.approx(0.04)
+    with pytest.raises(UserError, match="no validation structure carries b/energy"):
+        primary_metric(both, [salt], "b/energy")
 
 
 def test_only_a_dipole_may_be_a_vector() -> None:

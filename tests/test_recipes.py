@@ -195,6 +195,28 @@ def test_the_verb_lists_and_shows() -> None:
     assert "did you mean 'qm9/homo'?" in wrong.output
 
 
+def test_finetune_needs_no_file_with_a_recipe() -> None:
+    words = ["finetune", "--recipe", "qm9/homo", "run.dir=somewhere", "from=scratch", "layerwise_lr=null"]
+    missing = CliRunner().invoke(app, [*words, "--check"])
+    assert missing.exit_code == 2
+    assert "tasks.homo.store: store data/qm9: there is no store here" in missing.output
+    neither = CliRunner().invoke(app, ["finetune", "run.dir=somewhere"])
+    assert neither.exit_code == 2
+    assert "or a recipe (jmp-ds recipes)" in neither.output
+
+
+def test_check_prints_what_would_run(tmp_path: Path) -> None:
+    write_data(targets()["qm9/homo"], tmp_path / "data")
+    given = [f"run.dir={tmp_path / 'run'}", "from=scratch", "layerwise_lr=null", "tasks.homo.split={train: 4, val: 2}"]
+    words = ["finetune", "--recipe", "qm9/homo", f"tasks.homo.store={tmp_path / 'data' / 'qm9'}", *given, "--check"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    values = yaml.safe_load(result.output)
+    assert values["sampling"]["batch"]["structures"] == 48
+    assert values["tasks"]["homo"]["scalar"]["label"] == "eps_HOMO"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

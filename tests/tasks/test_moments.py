@@ -217,3 +217,15 @@ def test_weights_of_a_task_are_factors() -> None:
     assert [t.weight for t in doubled.of_structures] == [2.0] * 4
     assert Task(**{**vars(doubled), **{k: getattr(TASK, k) for k in ("scalars", "spatial_extent", "dipole")}}) != TASK
     assert doubled.weighted(0.5) == TASK
+
+
+def test_sums_over_ranks_are_those_of_the_whole(model) -> None:
+    """Two batches of one and two structures against one batch of three; nothing is divided before the end."""
+    three = [molecule("H2O"), molecule("CH4"), molecule("NH3")]
+    whole, parts = batch_of(*three), [batch_of(three[0]), batch_of(*three[1:])]
+    total = loss_sums(model(whole), whole, [TASK])
+    pieces = [loss_sums(model(part), part, [TASK]) for part in parts]
+    assert set(total) == {"gap", "r2", "dipole", "phase"}
+    for group, value in total.items():
+        assert value.item() == pytest.approx(sum(p[group].item() for p in pieces), rel=1e-9)
+        assert count_labels(whole, [TASK])[group] == sum(count_labels(p, [TASK])[group] for p in parts) == 3
