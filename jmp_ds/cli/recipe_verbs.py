@@ -86,8 +86,8 @@ def benchmark(
     """Run recipes over folds and seeds, and write one table with mean ± deviation beside the published numbers.
 
     A family alone stands for all its targets. KEY.SUB=VALUE holds for every run. The same command goes on where it was
-    interrupted: finished runs are not repeated, half ones continue. Exit codes: 0 all finished, 1 some failed, 2 a mistake in
-    what was asked, 3 stopped on request.
+    interrupted: finished runs are not repeated, half ones continue. Exit codes: 0 all finished, 1 some failed, 2 a
+    mistake in what was asked, 3 stopped on request.
     """
     from jmp_ds.benchmark import Benchmark, Series, parse_numbers
     from jmp_ds.cli.train_verbs import STOPPED, divide
