@@ -240,6 +240,9 @@ def test_layers_over_a_recipe(tmp_path: Path) -> None:
     assert config.tasks["homo"].split.files is None
     assert config.tasks["homo"].split.train == 4
     assert load_finetune(None, ["run.dir=x", "from=scratch"], "qm9/homo").config.train.optimizer.lr == 8e-5
+    folded = load_finetune(None, ["run.dir=x", "from=scratch"], "matbench/phonons:3").config.tasks["phonons"].split
+    assert folded.files is not None
+    assert folded.files.val == "data/matbench-phonons.fold3/val.npy"
 
 
 def test_a_network_without_factors_is_told_so(tmp_path: Path) -> None:

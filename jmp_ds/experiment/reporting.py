@@ -73,7 +73,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     units = metric_units(material.tasks)
     rows = [(name, unit, *(e.metrics.get(name, float("nan")) for e in found.values())) for name, unit in units.items()]
-    header = ("error", "unit", *found)
+    header = ("metric", "unit", *found)
     numbers = {split: e.metrics for split, e in found.items()}
     told = {"model": kind, "outcome": vars(outcome), "metrics": numbers}
     told["breakdown"] = {split: e.breakdown for split, e in found.items()}
