@@ -85,7 +85,7 @@ def test_dipoles_and_classes_together(store: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     kept = {"bundle": str(tmp_path / "run" / "best"), "heads": "keep"}
     run(tmp_path / "again", store, kept, dipole={"atomic": True})
-    now = json.loads((tmp_path / "again" / "run" / "start.json").read_text())["errors"]["this run"]
+    now = json.loads((tmp_path / "again" / "run" / "start.json").read_text())["errors"]["before step 1"]
     assert now["water/dipole_mae"] == pytest.approx(found["water/dipole_mae"], rel=1e-4)  # both its heads came along
     with pytest.raises(UserError, match="predicts 'phase' by a head of another kind"):
         run(tmp_path / "again", store, kept, scalar={"label": "phase"})

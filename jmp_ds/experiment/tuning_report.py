@@ -149,6 +149,8 @@ def show_start(start: Start, units: Mapping[str, str]) -> None:
                 table.add_row(name, unit, *(cell_text(errors[name]) for errors in start.errors.values()))
         console.print(table)
     for task, pairs in start.references.items():
+        if not pairs:
+            continue
         shifts = ", ".join(f"{chemical_symbols[z]} {now - before:+.3f}" for z, (before, now) in pairs.items())
         console.print(f"{task}: element references moved by (eV): {shifts}", markup=False, highlight=False)
 
