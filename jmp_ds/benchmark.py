@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Benchmark:
         source: a bundle, or `scratch`.
         folds: which, of recipes that have folds.
         seeds: of the runs.
+        published: file of published results; None: what the package knows.
     """
 
     names: tuple[str, ...]
@@ -102,6 +103,7 @@ class Benchmark:
     source: str
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
+    published: Path | None = None
 
     def runs(self) -> list[Run]:
         """All runs in order; recipe by recipe, fold by fold, seed by seed.
@@ -142,6 +144,7 @@ class Benchmark:
                 another configuration in a folder.
         """
         left = [run for run in runs if not run.finished]
+        published_results(self.published)
         self._check(runs, left)
         console = Console(stderr=True)
         console.print(f"benchmark: {len(runs)} runs, {len(runs) - len(left)} of them finished already", markup=False)
@@ -181,7 +184,9 @@ class Benchmark:
 
     def report(self, runs: Sequence[Run]) -> str:
         """Write benchmark.md, .csv, .json and .png into the folder; the table as text."""
-        samples = [_sample(name, [r for r in runs if r.target.name == name]) for name in _names(runs)]
+        known = published_results(self.published)
+        names = dict.fromkeys(run.target.name for run in runs)
+        samples = [_sample(name, [r for r in runs if r.target.name == name], known.get(name, {})) for name in names]
         header, rows = comparison_table(samples)
         text = markdown(header, rows)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -192,10 +197,6 @@ class Benchmark:
         write_json(self.out / "benchmark.json", {"targets": values, "runs": singles}, finite=False)
         plot_samples(self.out / "benchmark.png", samples)
         return text
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(run.target.name for run in runs))
 
 
 def _metric(run: Run) -> tuple[str, str]:
@@ -210,7 +211,7 @@ def _single(run: Run) -> dict[str, object]:
     return {"recipe": run.target.name, "status": status, "metric": metric, "unit": unit, **run.result(metric)}
 
 
-def _sample(name: str, runs: Sequence[Run]) -> Sample:
+def _sample(name: str, runs: Sequence[Run], published: Mapping[str, float]) -> Sample:
     """Results of one recipe."""
     metric, unit = _metric(runs[0])
     found = [run.result(metric) for run in runs]
@@ -221,7 +222,7 @@ def _sample(name: str, runs: Sequence[Run]) -> Sample:
         asked=len(runs),
         test=[values["test"] for values in found if "test" in values],
         val=[values["val"] for values in found if "val" in values],
-        published=published_results(name),
+        published=published,
     )
 
 

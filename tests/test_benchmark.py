@@ -93,6 +93,22 @@ def test_tables_and_picture(done: Path) -> None:
     assert (done / "out" / "benchmark.png").stat().st_size > 5000
 
 
+def test_published_results_of_ones_own(done: Path, tmp_path: Path) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text("matbench/jdft2d: {jmp-l: 0.125, source: a paper}\n")
+    mine = asked(done, "matbench/jdft2d", published=file, out=tmp_path / "out")
+    assert "0.125" in mine.report(mine.runs())
+    for text in (
+        "matbench/jdft2d: {jmp-m: 1.0}",
+        "matbench/jdft2d: {jmp-l: low}",
+        "matbench/jdft2d: 3",
+        "qm9/hom: {jmp-l: 1}",
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"give numbers under jmp-s and jmp-l|no such target"):
+            mine.carry_out(mine.runs())
+
+
 def test_finished_runs_of_another_configuration_are_not_taken(done: Path) -> None:
     other = asked(done, "matbench/jdft2d", overrides=(*SMALL, "train.optimizer.lr=1e-3"))
     with pytest.raises(UserError, match=r"another configuration \(train\.optimizer\.lr\)"):

@@ -81,6 +81,9 @@ def benchmark(
     source: Annotated[str, typer.Option("--from", help="bundle to start from, or `scratch`")] = "scratch",
     folds: Annotated[str, typer.Option(help="such as `0-4` or `0,2`; where a recipe has folds")] = "0",
     seeds: Annotated[str, typer.Option(help="such as `0-2`")] = "0",
+    published: Annotated[
+        Path | None, typer.Option(help="YAML file of published results, as recipes/published_results.yaml")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="only write the tables of what is there")] = False,
 ) -> None:
     """Run recipes over folds and seeds, and write one table with mean ± deviation beside the published numbers.
@@ -101,6 +104,7 @@ def benchmark(
         source=source,
         folds=parse_numbers(folds, "--folds"),
         seeds=parse_numbers(seeds, "--seeds"),
+        published=published,
     )
     runs = asked.runs()
     ended = Series() if report_only else asked.carry_out(runs)

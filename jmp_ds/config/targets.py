@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jmp_ds.config.messages import nearest
-from jmp_ds.config.yaml_files import KeyPath, Layer, merge, parse_yaml
+from jmp_ds.config.yaml_files import KeyPath, Layer, merge, parse_yaml, read_yaml
 from jmp_ds.errors import UserError
 
 TABLE = "recipes/targets.yaml"
@@ -25,6 +25,8 @@ UNDER = ("recipes/finetune/published.yaml", f"{FAMILIES}/common.yaml")
 #: Folder of stores and splits unless another is named.
 DATA = "data"
 
+#: Networks with published results.
+NETWORKS = ("jmp-s", "jmp-l")
 #: Columns that are no settings.
 _FACTS = {"store": str, "split": str, "folds": int, "precision": str}
 
@@ -148,10 +150,28 @@ def published_numbers(target: Target, fold: int | None = None) -> dict[str, dict
     return dict(json.loads(_text("recipes/published_normalisation.json")).get(name, {}))
 
 
-def published_results(name: str) -> dict[str, float]:
-    """Published test results of a recipe by network (`jmp-s`, `jmp-l`), in the unit of its metric; empty if unknown."""
-    found = _resource("recipes/published_results.yaml").values.get(name, {})
-    return {network: float(value) for network, value in found.items() if network != "source"}
+def published_results(file: Path | None = None) -> dict[str, dict[str, float]]:
+    """Published test results by recipe and network (`jmp-s`, `jmp-l`), in the units of the recipes' metrics.
+
+    Args:
+        file: YAML of the form of `recipes/published_results.yaml`; the one of the package by default.
+
+    Raises:
+        UserError: no such file, a recipe that there is not, or something that is no number.
+    """
+    layer = _resource("recipes/published_results.yaml") if file is None else read_yaml(file)
+    found: dict[str, dict[str, float]] = {}
+    for name, row in layer.values.items():
+        find_target(name)
+        numbers = {key: value for key, value in row.items() if key != "source"} if isinstance(row, dict) else {}
+        wrong = [
+            key for key, value in numbers.items() if key not in NETWORKS or isinstance(value, str | bool | list | dict)
+        ]
+        if wrong or not numbers:
+            place = layer.origins.get((name,), layer.name)
+            raise UserError(f"{place}: {name}: give numbers under {' and '.join(NETWORKS)}, and their `source`")
+        found[name] = {key: float(value) for key, value in numbers.items()}
+    return found
 
 
 def _target(family: str, name: str, row: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> Target:
