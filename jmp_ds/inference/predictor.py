@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -16,8 +16,9 @@ from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.inference.potential import Potential, Values
 from jmp_ds.planning import Graphs, graphs_on
-from jmp_ds.tasks.normalise import denormalize, readable
+from jmp_ds.tasks.normalise import readable
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -36,11 +37,16 @@ class Prediction:
         energy: eV.
         forces: float64 [n, 3], eV/Å.
         scalars: by label, in the label's unit; classes and components of dipoles as `readable` names them.
+        energies: float64 [n], eV, every atom's share of the energy.
+        stress: float64 [6], eV/Å³ in ASE's sign and order; of periodic structures, and only where forces are the gradient
+            of the energy.
     """
 
     energy: float | None = None
     forces: NDArray[np.float64] | None = None
     scalars: dict[str, float] = field(default_factory=dict)
+    energies: NDArray[np.float64] | None = None
+    stress: NDArray[np.float64] | None = None
 
 
 class _Parcel(NamedTuple):
@@ -55,8 +61,9 @@ class Predictor:
 
     Attributes:
         bundle: as loaded.
-        model: in evaluation mode.
         task: whose heads, graphs and units are used.
+        potential: what computes its values.
+        model: the network in it, in evaluation mode, with this task alone.
     """
 
     def __init__(
@@ -88,10 +95,9 @@ class Predictor:
             UserError: a bundle, task, device, precision, backend or place that there is not.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.bundle.require_fitted()
-        self.task = self.bundle.task(task)
-        self.device = _device_of(device)
-        self.model = self.bundle.build(_dtype_of(dtype), self.device, kernels)
+        self.device = device_of(device)
+        self.potential = Potential(self.bundle, task, dtype_of(dtype), self.device, kernels)
+        self.task, self.model = self.potential.task, self.potential.model
         self._tags = tags
         self._budget = edge_budget
         self._build_on = self.device if graphs_on(graphs, self.device) == "device" else None
@@ -107,19 +113,26 @@ class Predictor:
     def iterate(self, atoms: Iterable[Atoms]) -> Iterator[tuple[Atoms, Prediction]]:
         """The same one by one, without holding all structures at once."""
         for parcel in self._parcels(atoms):
-            batch = self._batch(parcel)
-            with torch.no_grad():
-                outputs = self.model(batch)[self.task.name]
-            values = {label: x.cpu().numpy() for label, x in denormalize(self.task, outputs, batch).items()}
-            yield from zip(parcel.atoms, self._split(parcel, readable(self.task, values)), strict=True)
+            measured = [has_volume(each) for each in parcel.atoms]
+            values = self.potential(self._batch(parcel), stress=any(measured))
+            yield from zip(parcel.atoms, self._split(parcel, values, measured), strict=True)
 
     def features(self, atoms: Iterable[Atoms], reduction: Literal["sum", "mean"] = "mean") -> NDArray[np.float64]:
         """Embeddings of the structures: the backbone's atom features, reduced; float64 [number, emb_size_atom]."""
         parts = [np.empty((0, self.bundle.config.emb_size_atom))]
-        for parcel in self._parcels(atoms):
-            with torch.no_grad():
-                parts.append(self.model.features(self._batch(parcel), reduction).double().cpu().numpy())
+        for _, own in self.iterate_features(atoms):
+            total = own.sum(axis=0, keepdims=True)
+            parts.append(total / max(len(own), 1) if reduction == "mean" else total)
         return np.concatenate(parts)
+
+    def iterate_features(self, atoms: Iterable[Atoms]) -> Iterator[tuple[Atoms, NDArray[np.float64]]]:
+        """Embeddings of the atoms, structure by structure: the backbone's atom features, float64 [n, emb_size_atom]."""
+        for parcel in self._parcels(atoms):
+            batch = self._batch(parcel)
+            with torch.no_grad():
+                found = self.model.backbone(batch.pos, batch.atomic_numbers, batch.graph).atoms.double().cpu().numpy()
+            ends = np.cumsum([len(each) for each in parcel.atoms])[:-1]
+            yield from zip(parcel.atoms, np.split(found, ends), strict=True)
 
     def _parcels(self, atoms: Iterable[Atoms]) -> Iterator[_Parcel]:
         """Consecutive structures whose edges fit the budget."""
@@ -141,24 +154,42 @@ class Predictor:
             structure_of(atoms, tags=self._tags, num_elements=self.bundle.config.num_elements, where=f"structure {k}")
             for k, atoms in enumerate(parcel.atoms, parcel.first)
         ]
-        number = self.model.tasks.index(self.task)
-        tasks = [(task.name, task.graph) for task in self.model.tasks]
-        return assemble(structures, [number] * len(structures), tasks, build_on=self._build_on).to(self.device)
+        tasks = [(self.task.name, self.task.graph)]
+        return assemble(structures, [0] * len(structures), tasks, build_on=self._build_on).to(self.device)
 
-    def _split(self, parcel: _Parcel, values: dict[str, NDArray[np.float64]]) -> Iterator[Prediction]:
+    def _split(self, parcel: _Parcel, values: Values, measured: Sequence[bool]) -> Iterator[Prediction]:
         """Per structure, with a check that the numbers are numbers."""
-        ends = np.cumsum([len(atoms) for atoms in parcel.atoms])
-        for k, (atoms, end) in enumerate(zip(parcel.atoms, ends, strict=True)):
-            own = {
-                label: x[end - len(atoms) : end] if label == "forces" else float(x[k]) for label, x in values.items()
-            }
-            if not all(np.isfinite(x).all() for x in own.values()):
-                raise UserError(
-                    f"structure {parcel.first + k} ({atoms.get_chemical_formula()}): the prediction is not finite; "
-                    "are atoms on top of each other?"
-                )
-            energy, forces = own.pop("energy", None), own.pop("forces", None)
-            yield Prediction(energy, forces, own)  # type: ignore[arg-type]
+        structures = readable(self.task, {label: x.cpu().numpy() for label, x in values.structures.items()})
+        of_atoms = {"energies": values.energies, "forces": values.forces}
+        atoms = {name: x.cpu().numpy() for name, x in of_atoms.items() if x is not None}
+        stress = None if values.stress is None else values.stress.cpu().numpy()
+        end = 0
+        for k, each in enumerate(parcel.atoms):
+            first, end = end, end + len(each)
+            scalars = {label: float(x[k]) for label, x in structures.items()}
+            arrays = {name: x[first:end] for name, x in atoms.items()}
+            if stress is not None and measured[k]:
+                arrays["stress"] = stress[k]
+            check_finite([*scalars.values(), *arrays.values()], each, f"structure {parcel.first + k}")
+            energy = scalars.pop("energy", None)
+            yield Prediction(energy=energy, scalars=scalars, **arrays)
+
+
+def check_finite(values: Iterable[NDArray[np.float64] | float], atoms: Atoms, where: str) -> None:
+    """Refuse what is not a number.
+
+    Raises:
+        UserError: names the structure.
+    """
+    if not all(np.isfinite(x).all() for x in values):
+        raise UserError(
+            f"{where} ({atoms.get_chemical_formula()}): the prediction is not finite; are atoms on top of each other?"
+        )
+
+
+def has_volume(atoms: Atoms) -> bool:
+    """Whether a stress can be told of it: it is periodic, and its three cell vectors span a volume."""
+    return bool(atoms.pbc.any()) and int(atoms.cell.rank) == 3
 
 
 def structure_of(atoms: Atoms, *, tags: Tags = "none", num_elements: int = 120, where: str = "structure") -> Structure:
@@ -168,8 +199,9 @@ def structure_of(atoms: Atoms, *, tags: Tags = "none", num_elements: int = 120, 
         UserError: unknown elements, numbers that are not finite, or tags that are not OCP's.
     """
     numbers = np.asarray(atoms.get_atomic_numbers(), dtype=np.int64)
-    pos, cell = np.asarray(atoms.get_positions()), np.asarray(atoms.cell)
-    pbc = np.asarray(atoms.pbc, dtype=bool)
+    # copies: ASE changes cells in place
+    pos, cell = np.array(atoms.positions), np.array(atoms.cell)
+    pbc = np.array(atoms.pbc, dtype=bool)
     if bool(((numbers < 1) | (numbers > num_elements)).any()):
         wrong = sorted({int(z) for z in numbers if not 1 <= z <= num_elements})
         raise UserError(f"{where}: atomic numbers {wrong} are outside 1 … {num_elements}")
@@ -191,7 +223,12 @@ def _edge_bound(atoms: Atoms, max_neighbors: int) -> int:
     return n * (max_neighbors if atoms.pbc.any() else min(n - 1, max_neighbors)) if n else 0
 
 
-def _dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """A precision by its name.
+
+    Raises:
+        UserError: there is no such precision.
+    """
     known = {"float32": torch.float32, "float64": torch.float64}
     name = str(dtype).removeprefix("torch.")
     if name not in known:
@@ -199,7 +236,12 @@ def _dtype_of(dtype: torch.dtype | str) -> torch.dtype:
     return known[name]
 
 
-def _device_of(device: torch.device | str) -> torch.device:
+def device_of(device: torch.device | str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
