@@ -13,6 +13,7 @@ from jmp_ds.cli import (
     recipe_verbs,
     split_verbs,
     train_verbs,
+    use_verbs,
 )
 from jmp_ds.cli.base import new_group
 from jmp_ds.cli.doctor import doctor
@@ -31,6 +32,8 @@ for verb, name in (
     (launch_verb.launch, "launch"),
     (model_verbs.evaluate, "evaluate"),
     (model_verbs.predict, "predict"),
+    (use_verbs.relax, "relax"),
+    (use_verbs.md, "md"),
     (model_verbs.fit_scales, "fit-scales"),
     (model_verbs.import_jmp, "import-jmp"),
     (model_verbs.show, "show"),

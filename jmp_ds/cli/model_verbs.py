@@ -54,9 +54,17 @@ EdgesPerBatch = Annotated[int, typer.Option(min=1, help="edges per batch, at mos
 
 def predict(
     bundle: BundlePath,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="structures, anything ASE reads", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="extended xyz to write", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="structures: anything ASE reads, or a store", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="extended xyz (or .npz) to write", show_default=False)
+    ],
     task: TaskName = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="embeddings of atoms and structures instead, as .npz")
+    ] = False,
+    edges: EdgesPerBatch = 20_000,
     dtype: Precision = DType.float32,
     device: Device = "cpu",
     tags: Annotated[
@@ -65,17 +73,22 @@ def predict(
     kernels: KernelChoice = Kernels.auto,
     graphs: GraphChoice = Graphs.auto,
 ) -> None:
-    """Predict energies (eV), forces (eV/Å) and other labels of every structure in a file, in its order."""
-    from jmp_ds.inference.predict_file import predict_file
+    """Predict energies (eV), forces (eV/Å), stress (eV/Å³) and other labels of every structure, in the order of the input.
 
-    count = predict_file(
+    The output has its name only when it is whole; after a kill the same command goes on where it was.
+    """
+    from jmp_ds.cli.using import predict_structures
+
+    count = predict_structures(
         bundle,
         source,
         output,
         task,
+        features=features,
         device=device,
         dtype=dtype.value,
         tags=tags.value,
+        edge_budget=edges,
         kernels=kernels.value,
         graphs=graphs.value,
     )
@@ -84,21 +97,32 @@ def predict(
 
 def evaluate(
     bundle: BundlePath,
-    store: StorePath,
+    store: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="labelled structures: a store, or anything ASE reads", show_default=False),
+    ],
     task: TaskName = None,
     split: Annotated[
-        Path | None, typer.Option(help="file with the numbers of the structures to use; all by default")
+        Path | None, typer.Option(help="file with the numbers of the structures of a store to use; all by default")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="folder for metrics.json and parity.png")] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with the errors of every structure; with it the command goes on after a kill"),
+    ] = None,
     device: Device = "cpu",
     dtype: Precision = DType.float32,
     edges: EdgesPerBatch = 20_000,
     kernels: KernelChoice = Kernels.auto,
     graphs: GraphChoice = Graphs.auto,
 ) -> None:
-    """Mean absolute errors of a bundle on the labelled structures of a store."""
+    """Mean absolute errors of a bundle on labelled structures."""
     from jmp_ds.cli.bundle_work import evaluate_bundle
+    from jmp_ds.cli.using import evaluate_rows
 
+    if rows is not None or store.is_file() or "@" in store.name:
+        evaluate_rows(bundle, store, task, split, report, rows, device, dtype.value, edges, kernels.value, graphs.value)
+        return
     evaluate_bundle(bundle, store, task, split, report, device, dtype.value, edges, kernels.value, graphs.value)
 
 

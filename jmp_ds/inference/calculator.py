@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.data import chemical_symbols
 from jmp_kernels import BackendName
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from jmp_ds.inference.elements import known_elements
 from jmp_ds.inference.neighbors import Counts, MovingGraph
 from jmp_ds.inference.potential import Potential
 from jmp_ds.inference.predictor import Tags, check_finite, device_of, dtype_of, has_volume, structure_of
+from jmp_ds.inference.refusals import refuse_far, refuse_unseen
 from jmp_ds.tasks.specs import Task
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class JMPCalculator(Calculator):
             raise UserError("no structure: give the calculator atoms")
         limit = self._members[0].model.config.num_elements
         structure = structure_of(self.atoms, tags=self._tags, num_elements=limit)
-        self._check_elements(structure)
+        refuse_unseen(structure.atomic_numbers, self._elements, self.task, "")
         measured = "stress" in self.implemented_properties and has_volume(self.atoms)
         answers = [self._answer(member, structure, measured) for member in self._members]
         for number, answer in enumerate(answers):
@@ -178,25 +178,10 @@ class JMPCalculator(Calculator):
     def _graph(self, settings: GraphSettings, structure: Structure) -> Graph:
         """The graph of the structure, with a check that every atom is in it."""
         graph = self._graphs[settings].graph(structure)
-        degree = torch.diff(graph.main.by_target.first)
-        if structure.natoms > 1 and not self._allow_far and bool((degree == 0).any()):
-            atom = int((degree == 0).nonzero()[0, 0])
-            raise UserError(
-                f"atom {atom} ({chemical_symbols[structure.atomic_numbers[atom]]}) has no neighbour within "
-                f"{settings.cutoff:g} Å: the model knows no force on it; if that is meant, say allow_far=True"
-            )
+        if not self._allow_far:
+            degree = torch.diff(graph.main.by_target.first).numpy()
+            refuse_far(degree, structure.atomic_numbers, settings.cutoff, "")
         return graph
-
-    def _check_elements(self, structure: Structure) -> None:
-        """Refuse elements that no structure of the task's training data had, where these are known."""
-        if self._elements is None:
-            return
-        if unseen := sorted({int(z) for z in structure.atomic_numbers} - self._elements):
-            raise UserError(
-                f"{', '.join(chemical_symbols[z] for z in unseen)}: not among the elements that task {self.task.name} was "
-                f"trained on ({', '.join(chemical_symbols[z] for z in sorted(self._elements))}); its numbers would mean "
-                "nothing. If you know better, say allow_unseen=True"
-            )
 
     def _can(self) -> list[str]:
         """Properties that every member has."""

@@ -20,20 +20,26 @@ _RESERVED = frozenset(
 )
 
 
-def frame(atoms: Atoms, prediction: Prediction) -> str:
+def frame(atoms: Atoms, prediction: Prediction, momenta: NDArray[np.float64] | None = None) -> str:
     """One frame: positions, cell and predictions, and those entries of `atoms.info` that are plain values.
 
-    Energies stand under `energy` (eV), forces under `forces` (eV/Å), so that ASE reads them as results of a calculator;
-    scalars stand under their label.
+    Energies stand under `energy` (eV), forces under `forces` (eV/Å), stress under `stress` (eV/Å³, nine numbers), so that
+    ASE reads them as results of a calculator; scalars stand under their label. Momenta, if given, are in ASE's unit.
     """
     columns = [np.asarray(atoms.get_positions(), dtype=np.float64)]
     properties = "species:S:1:pos:R:3"
     if prediction.forces is not None:
         columns.append(prediction.forces)
         properties += ":forces:R:3"
+    if momenta is not None:
+        columns.append(momenta)
+        properties += ":momenta:R:3"
     values = {"Lattice": _lattice(atoms), "Properties": properties, "pbc": " ".join("TF"[not p] for p in atoms.pbc)}
     if prediction.energy is not None:
         values["energy"] = _number(prediction.energy)
+    if prediction.stress is not None:
+        xx, yy, zz, yz, xz, xy = map(_number, prediction.stress.tolist())
+        values["stress"] = " ".join((xx, xy, xz, xy, yy, yz, xz, yz, zz))
     values |= {label: _number(x) for label, x in prediction.scalars.items()}
     values |= {k: _plain(v) for k, v in atoms.info.items() if k not in values and _keeps(k, v)}
     header = " ".join(f"{key}={_quoted(text)}" for key, text in values.items() if text)

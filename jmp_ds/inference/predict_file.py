@@ -1,25 +1,22 @@
-"""Predictions for a file of structures, written to another file."""
+"""Predictions for a file or store of structures, written to another file."""
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jmp_kernels import BackendName
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jmp_ds.bundle import Bundle
-from jmp_ds.errors import UserError
+from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.inference.extxyz import frame
-from jmp_ds.inference.predictor import Predictor, Tags
+from jmp_ds.inference.predictor import EDGE_BUDGET, Predictor, Tags
+from jmp_ds.inference.progress import counter
+from jmp_ds.inference.resumable import INTERVAL, Resumable
+from jmp_ds.inference.sources import Source, digest
 from jmp_ds.planning import Graphs
 from jmp_ds.tasks.specs import Task
 
@@ -38,34 +35,45 @@ def predict_file(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     tags: Tags = "none",
+    edge_budget: int = EDGE_BUDGET,
     kernels: BackendName = "auto",
     graphs: Graphs = "auto",
     show_progress: bool = True,
+    interval: float = INTERVAL,
 ) -> int:
-    """Predict every frame of a file that ASE reads and write extended xyz, in order, as a whole or not at all.
+    """Predict every structure and write extended xyz, in order; after a kill the same call goes on where it was.
 
     Args:
         bundle: or its folder.
-        source: the structures; `@` and an index after the name select frames, as everywhere in ASE.
-        output: extended xyz with `energy` (eV) and `forces` (eV/Å) to 17 significant digits.
-        task, device, dtype, tags, kernels, graphs: as for `Predictor`.
+        source: a store, or a file that ASE reads; `@` and an index after its name select frames, as everywhere in ASE.
+        output: extended xyz with `energy` (eV), `forces` (eV/Å) and `stress` (eV/Å³) to 17 significant digits.
+        task, device, dtype, tags, edge_budget, kernels, graphs: as for `Predictor`; tags of a store are always OCP's.
         show_progress: draw a counter on standard error.
+        interval: seconds between two points from which it can go on.
 
     Returns:
-        The number of structures.
+        The number of structures in the output.
 
     Raises:
         UserError: what cannot be read, predicted or written.
     """
-    predictor = Predictor(bundle, task, device=device, dtype=dtype, tags=tags, kernels=kernels, graphs=graphs)
-    output, count, inert = Path(output), 0, 0
-    with _written_whole(output) as file, _counter(show_progress) as bar:
-        line = bar.add_task("predicting", total=None)
-        for atoms, prediction in predictor.iterate(_frames(Path(source))):
-            file.write(frame(atoms, prediction))
+    given = Source(source)
+    tags = "ocp" if given.is_store else tags
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    predictor = Predictor(
+        bundle, task, device=device, dtype=dtype, tags=tags, edge_budget=edge_budget, kernels=kernels, graphs=graphs
+    )
+    job = job_of("predict", given, predictor, tags)
+    with Resumable(Path(output), job, interval=interval) as file, counter(show_progress) as bar:
+        count, inert = file.done, int(file.state.get("inert", 0))
+        line = bar.add_task("predicting", total=given.total, completed=count)
+        for atoms, prediction in predictor.iterate(_atoms(given, count), first=count):
+            file.write(frame(atoms, prediction).encode())
             inert += _is_inert(atoms, tags, predictor.task)
             count += 1
+            file.commit(count, {"inert": inert})
             bar.update(line, completed=count)
+        file.finish()
     if inert:
         _log.warning(
             "%s: in %d periodic structures no atom has a tag of %s, so the quadruplet interaction is empty in them; "
@@ -75,49 +83,16 @@ def predict_file(
     return count
 
 
+def job_of(kind: str, source: Source, predictor: Predictor, tags: Tags, **more: Any) -> dict[str, Any]:
+    """What decides the output of a job, for its journal."""
+    about = {"bundle": digest(predictor.bundle), "task": predictor.task.name, "dtype": str(predictor.dtype)}
+    return {"kind": kind, **source.identity(), **about, "tags": tags, **more}
+
+
+def _atoms(source: Source, start: int) -> Iterator[Atoms]:
+    return (given.atoms for given in source.read(start))
+
+
 def _is_inert(atoms: Atoms, tags: Tags, task: Task) -> bool:
     """Whether tags leave a periodic structure without any quadruplet."""
     return tags == "ocp" and bool(atoms.pbc.any()) and not np.isin(atoms.get_tags(), task.graph.qint_tags).any()
-
-
-def _frames(source: Path) -> Iterator[Atoms]:
-    """All frames of a file, in order."""
-    import ase.io
-
-    selects = not source.exists() and "@" in source.name
-    if not (Path(str(source).rpartition("@")[0]) if selects else source).is_file():
-        raise UserError(f"{source}: no such file")
-    index: dict[str, Any] = {} if selects else {"index": ":"}
-    try:
-        yield from ase.io.iread(str(source), **index)
-    except UserError:
-        raise
-    except Exception as error:  # readers of many formats, each with exceptions of its own
-        raise UserError(f"{source}: ASE cannot read it ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name only when all of it is on disk."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _counter(show: bool) -> Progress:
-    """A counter of structures on standard error."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not show)

@@ -16,7 +16,9 @@ from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.inference.elements import known_elements
 from jmp_ds.inference.potential import Potential, Values
+from jmp_ds.inference.refusals import refuse_far, refuse_unseen
 from jmp_ds.planning import Graphs, graphs_on
 from jmp_ds.tasks.normalise import readable
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Tags = Literal["none", "ocp"]
+Refusal = Literal["far", "unseen"]
 
 #: Main edges in one batch, at most; a larger structure goes alone.
 EDGE_BUDGET = 8_000
@@ -62,6 +65,7 @@ class Predictor:
     Attributes:
         bundle: as loaded.
         task: whose heads, graphs and units are used.
+        device, dtype: where and in which precision the model computes.
         potential: what computes its values.
         model: the network in it, in evaluation mode, with this task alone.
     """
@@ -77,6 +81,7 @@ class Predictor:
         edge_budget: int = EDGE_BUDGET,
         kernels: BackendName = "auto",
         graphs: Graphs = "auto",
+        refuse: frozenset[Refusal] = frozenset(),
     ) -> None:
         """Load and build.
 
@@ -90,16 +95,21 @@ class Predictor:
             edge_budget: main edges in one batch.
             kernels: the backend of message passing; `auto` is Triton on a GPU it is installed for, PyTorch elsewhere.
             graphs: where graphs are built: `host`, `device`, or `auto`, the device on a GPU and the host elsewhere.
+            refuse: what is an error besides: `far`, an atom without a neighbour; `unseen`, an element that the task was
+                not trained on. Whatever moves atoms by the forces should refuse both.
 
         Raises:
             UserError: a bundle, task, device, precision, backend or place that there is not.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.device = device_of(device)
-        self.potential = Potential(self.bundle, task, dtype_of(dtype), self.device, kernels)
+        self.dtype = dtype_of(dtype)
+        self.potential = Potential(self.bundle, task, self.dtype, self.device, kernels)
         self.task, self.model = self.potential.task, self.potential.model
         self._tags = tags
         self._budget = edge_budget
+        self._far = "far" in refuse
+        self._elements = known_elements(self.bundle, self.task) if "unseen" in refuse else None
         self._build_on = self.device if graphs_on(graphs, self.device) == "device" else None
 
     def predict(self, atoms: Iterable[Atoms]) -> list[Prediction]:
@@ -110,9 +120,9 @@ class Predictor:
         """
         return [prediction for _, prediction in self.iterate(atoms)]
 
-    def iterate(self, atoms: Iterable[Atoms]) -> Iterator[tuple[Atoms, Prediction]]:
-        """The same one by one, without holding all structures at once."""
-        for parcel in self._parcels(atoms):
+    def iterate(self, atoms: Iterable[Atoms], first: int = 0) -> Iterator[tuple[Atoms, Prediction]]:
+        """The same one by one, without holding all structures at once; messages count from `first`."""
+        for parcel in self._parcels(atoms, first):
             measured = [has_volume(each) for each in parcel.atoms]
             values = self.potential(self._batch(parcel), stress=any(measured))
             yield from zip(parcel.atoms, self._split(parcel, values, measured), strict=True)
@@ -125,21 +135,27 @@ class Predictor:
             parts.append(total / max(len(own), 1) if reduction == "mean" else total)
         return np.concatenate(parts)
 
-    def iterate_features(self, atoms: Iterable[Atoms]) -> Iterator[tuple[Atoms, NDArray[np.float64]]]:
-        """Embeddings of the atoms, structure by structure: the backbone's atom features, float64 [n, emb_size_atom]."""
-        for parcel in self._parcels(atoms):
+    def iterate_features(self, atoms: Iterable[Atoms], first: int = 0) -> Iterator[tuple[Atoms, NDArray[np.float64]]]:
+        """Embeddings of the atoms, structure by structure: the backbone's atom features, float64 [n, emb_size_atom].
+
+        Raises:
+            UserError: a structure that the model cannot take, or whose features are not finite.
+        """
+        for parcel in self._parcels(atoms, first):
             batch = self._batch(parcel)
             with torch.no_grad():
                 found = self.model.backbone(batch.pos, batch.atomic_numbers, batch.graph).atoms.double().cpu().numpy()
             ends = np.cumsum([len(each) for each in parcel.atoms])[:-1]
-            yield from zip(parcel.atoms, np.split(found, ends), strict=True)
+            for k, (each, own) in enumerate(zip(parcel.atoms, np.split(found, ends), strict=True)):
+                check_finite([own], each, f"structure {parcel.first + k}")
+                yield each, own
 
-    def _parcels(self, atoms: Iterable[Atoms]) -> Iterator[_Parcel]:
+    def _parcels(self, atoms: Iterable[Atoms], first: int = 0) -> Iterator[_Parcel]:
         """Consecutive structures whose edges fit the budget."""
-        first, cost = 0, 0
+        cost = 0
         held: list[Atoms] = []
         for each in atoms:
-            own = _edge_bound(each, self.task.graph.max_neighbors)
+            own = edge_bound(each, self.task.graph.max_neighbors)
             if held and cost + own > self._budget:
                 yield _Parcel(first, held)
                 first, held, cost = first + len(held), [], 0
@@ -155,7 +171,15 @@ class Predictor:
             for k, atoms in enumerate(parcel.atoms, parcel.first)
         ]
         tasks = [(self.task.name, self.task.graph)]
-        return assemble(structures, [0] * len(structures), tasks, build_on=self._build_on).to(self.device)
+        for k, structure in enumerate(structures, parcel.first):
+            refuse_unseen(structure.atomic_numbers, self._elements, self.task, f"structure {k}: ")
+        batch = assemble(structures, [0] * len(structures), tasks, build_on=self._build_on).to(self.device)
+        if self._far:
+            degree = torch.diff(batch.graph.main.by_target.first).cpu().numpy()
+            for k, own in enumerate(np.split(degree, np.cumsum([s.natoms for s in structures])[:-1])):
+                where = f"structure {parcel.first + k}: "
+                refuse_far(own, structures[k].atomic_numbers, self.task.graph.cutoff, where)
+        return batch
 
     def _split(self, parcel: _Parcel, values: Values, measured: Sequence[bool]) -> Iterator[Prediction]:
         """Per structure, with a check that the numbers are numbers."""
@@ -217,7 +241,7 @@ def structure_of(atoms: Atoms, *, tags: Tags = "none", num_elements: int = 120, 
     return Structure(pos=pos, atomic_numbers=numbers, cell=cell, pbc=pbc, tags=own_tags)
 
 
-def _edge_bound(atoms: Atoms, max_neighbors: int) -> int:
+def edge_bound(atoms: Atoms, max_neighbors: int) -> int:
     """Main edges that a structure may have, roughly; made without looking for neighbours."""
     n = len(atoms)
     return n * (max_neighbors if atoms.pbc.any() else min(n - 1, max_neighbors)) if n else 0
