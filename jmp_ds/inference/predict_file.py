@@ -57,9 +57,9 @@ def predict_file(
     Raises:
         UserError: what cannot be read, predicted or written.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     given = Source(source)
     tags = "ocp" if given.is_store else tags
-    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     predictor = Predictor(
         bundle, task, device=device, dtype=dtype, tags=tags, edge_budget=edge_budget, kernels=kernels, graphs=graphs
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -114,7 +115,7 @@ def labelled(path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", JOBS)
 def test_no_structure_twice_or_lost_after_any_kill(bundle: Bundle, tmp_path: Path, kind: str, monkeypatch) -> None:
-    """Ended after every write there is, one after the other; each time it goes on, and the output is the same in the end."""
+    """Ended after writes, one after the other; each time it goes on, and the output is the same in the end."""
     job, name = JOBS[kind]
     source = labelled(tmp_path / "in.extxyz")
     job(bundle, source, tmp_path / "whole" / name)
@@ -177,7 +178,7 @@ predict_file(*sys.argv[1:4], "gradient", show_progress=False, interval=0.0)
 def test_a_killed_process(bundle: Bundle, tmp_path: Path) -> None:
     """Ended by the system, without a chance to close anything."""
     save_bundle(bundle, tmp_path / "bundle")
-    frames = molecules() * 20
+    frames = [atoms for _ in range(20) for atoms in molecules()]
     for k, atoms in enumerate(frames):
         atoms.info["origin"] = k
     ase.io.write(tmp_path / "in.traj", frames)
@@ -199,12 +200,17 @@ def test_a_killed_process(bundle: Bundle, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["bundle", "in.traj", "out.xyz"]
 
 
+def kill_while_writing(out: Path, job: dict, done: int) -> None:
+    with contextlib.suppress(Killed), Resumable(out, job) as part:
+        part.write(b"x")
+        if done:
+            part.commit(done)
+        raise Killed
+
+
 def test_another_job_does_not_go_on_with_what_stands_there(bundle: Bundle, file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.xyz"
-    with pytest.raises(Killed), Resumable(out, {"task": "a"}) as part:
-        part.write(b"x")
-        part.commit(1)
-        raise Killed
+    kill_while_writing(out, {"task": "a"}, done=1)
     assert sorted(os.listdir(tmp_path)) == ["in.extxyz", "out.xyz.part", "out.xyz.part.json"]
     with pytest.raises(
         UserError, match=r"another job stands half done here \(it differs in task\).*out\.xyz\.part\.json"
@@ -219,9 +225,7 @@ def test_another_job_does_not_go_on_with_what_stands_there(bundle: Bundle, file:
 
 
 def test_a_job_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Killed), Resumable(tmp_path / "out", {}) as part:
-        part.write(b"x")
-        raise Killed
+    kill_while_writing(tmp_path / "out", {}, done=0)
     assert os.listdir(tmp_path) == []
 
 
@@ -234,9 +238,10 @@ def test_a_changed_input_is_another_job(bundle: Bundle, file: Path, tmp_path: Pa
                 raise Killed
             yield found
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Predictor, "iterate", two)
+    monkeypatch.setattr(Predictor, "iterate", two)
+    with pytest.raises(Killed):
         run_predict(bundle, file, tmp_path / "out.xyz")
+    monkeypatch.undo()
     ase.io.write(file, molecules()[:4])
     with pytest.raises(UserError, match="it differs in contents"):
         run_predict(bundle, file, tmp_path / "out.xyz")
