@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jmp_ds import __version__
+from jmp_ds.bundle_versions import READABLE, VERSION, migrate
 from jmp_ds.errors import UserError
 from jmp_ds.files import to_disk
 from jmp_ds.models.bases import Bases
@@ -32,7 +33,6 @@ from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import Task
 
 FORMAT = "jmp-ds bundle"
-VERSION = 1
 WEIGHTS_FILE, SPEC_FILE = "model.safetensors", "bundle.json"
 
 _SCALE = ".scale_factor"
@@ -47,12 +47,14 @@ class Bundle:
         tasks: with graph settings, targets and normalisation.
         state: every tensor of the `MultiTaskModel`'s state by name, on the CPU.
         provenance: where it comes from; see `provenance`.
+        elements: by task, the atomic numbers that its training data had; tasks of which that is not known are absent.
     """
 
     config: BackboneConfig
     tasks: tuple[Task, ...]
     state: dict[str, Tensor]
     provenance: dict[str, Any] = field(default_factory=dict)
+    elements: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: MultiTaskModel, provenance: Mapping[str, Any]) -> Bundle:
@@ -175,15 +177,17 @@ def load_bundle(path: str | Path, *, require_fitted: bool = True) -> Bundle:
     path = Path(path)
     spec = _read_spec(path)
     try:
+        spec = migrate(spec)
         config = BackboneConfig(**spec["model"])
         tasks = tuple(Task.from_dict(task) for task in spec["tasks"])
         with torch.device("meta"):
             expected = state_shapes(MultiTaskModel(config, tasks))
-    except (KeyError, TypeError, ValueError) as error:
+        elements = {name: tuple(int(z) for z in own) for name, own in spec["elements"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / SPEC_FILE}: does not describe a model ({error})") from error
     state = _read_tensors(path / WEIGHTS_FILE)
     check_state(state, expected, str(path / WEIGHTS_FILE))
-    bundle = Bundle(config, tasks, state, dict(spec.get("provenance", {})))
+    bundle = Bundle(config, tasks, state, dict(spec.get("provenance", {})), elements)
     if require_fitted:
         bundle.require_fitted(str(path))
     return bundle
@@ -233,6 +237,7 @@ def _write_files(bundle: Bundle, folder: Path) -> None:
         "version": VERSION,
         "model": bundle.config.to_dict(),
         "tasks": [task.to_dict() for task in bundle.tasks],
+        "elements": {name: list(own) for name, own in bundle.elements.items()},
         "provenance": bundle.provenance,
     }
     (folder / SPEC_FILE).write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -265,7 +270,7 @@ def _aside(path: Path) -> str:
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
-    """The JSON part, of a version that we know."""
+    """The JSON part, of a version that we know; not yet migrated."""
     file = path / SPEC_FILE
     if not path.is_dir():
         left = [str(old / path.name) for old in path.parent.glob(_aside(path) + "*")]
@@ -279,9 +284,10 @@ def _read_spec(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read ({error})") from error
     if not isinstance(spec, dict) or spec.get("format") != FORMAT:
         raise UserError(f"{file}: not the description of a bundle")
-    if spec.get("version") != VERSION:
+    if spec.get("version") not in READABLE:
         raise UserError(
-            f"{file}: written in version {spec.get('version')} of the format, and this program reads version {VERSION}; "
+            f"{file}: written in version {spec.get('version')} of the format, and this program reads versions "
+            f"{', '.join(map(str, READABLE))}; "
             "use the version of jmp-ds that wrote it "
             f"({spec.get('provenance', {}).get('jmp_ds', 'unknown')})"
         )

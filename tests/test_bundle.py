@@ -188,7 +188,7 @@ def damaged(path: Path, what: str) -> None:
         ("no weights", r"final: not a bundle: model\.safetensors is missing"),
         ("bad json", r"bundle\.json: cannot be read"),
         ("other json", r"bundle\.json: not the description of a bundle"),
-        ("version", r"version 99 of the format, and this program reads version 1; .*wrote it \(\d"),
+        ("version", r"version 99 of the format, and this program reads versions 1, 2; .*wrote it \(\d"),
         ("unknown size", r"bundle\.json: does not describe a model \(.*depth"),
         ("no tasks", r"bundle\.json: does not describe a model \(.*at least one task"),
         ("other size", r"of another shape: .*mlp_rbf_h\.linear\.weight \(\(8, 64\) instead of \(9, 64\)\)"),

@@ -34,6 +34,7 @@ for verb, name in (
     (model_verbs.predict, "predict"),
     (use_verbs.relax, "relax"),
     (use_verbs.md, "md"),
+    (use_verbs.export, "export"),
     (model_verbs.fit_scales, "fit-scales"),
     (model_verbs.import_jmp, "import-jmp"),
     (model_verbs.show, "show"),

@@ -82,7 +82,7 @@ def fit_bundle_scales(
     loader = TrainLoader(sources, graphs_of(bundle.tasks), EdgeBudget(edges), seed=0, epochs=1, loading=loading)
     values = fit_scales(model, loader, torch.device(device), num_batches=batches, progress=True)
     story = {**bundle.provenance, "fitted_scales": {"factors": len(values), "on": list(stores)}}
-    save_bundle(replace(Bundle.of(model, story), config=bundle.config), output)
+    save_bundle(replace(Bundle.of(model, story), config=bundle.config, elements=bundle.elements), output)
     print_table(
         f"{output}: {missing} factors fitted", ("factor", "value"), [(n, f"{v:.6g}") for n, v in values.items()]
     )

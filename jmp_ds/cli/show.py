@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from jmp_ds.bundle import SPEC_FILE, Bundle, load_bundle
 from jmp_ds.errors import UserError
+from jmp_ds.inference.card import markdown, read_card
 from jmp_ds.tasks.specs import Task
 from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import read_outcome
@@ -21,6 +23,10 @@ def show_path(path: Path, console: Console) -> None:
         UserError: the path is neither.
     """
     if (path / SPEC_FILE).is_file():
+        card = read_card(path)
+        if card is not None:
+            console.print(Markdown(markdown(card)))
+            return
         show_bundle(load_bundle(path, require_fitted=False), str(path), console)
         return
     outcome = read_outcome(path) if path.is_dir() else None

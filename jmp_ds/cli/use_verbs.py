@@ -91,6 +91,24 @@ def md(
     typer.echo(f"{output}: {count} structures, {steps} steps of {timestep:g} fs each")
 
 
+def export(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a bundle or a run folder", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to write", show_default=False)],
+    errors: Annotated[
+        Path | None, typer.Option(help="metrics.json of `evaluate --report`; by default those of the run's report")
+    ] = None,
+) -> None:
+    """Write a bundle with a card: data, tasks, units, references, errors, graph rules, licences, versions.
+
+    The folder holds all that a prediction needs; `README.md` is the card for people, `card.json` for programs.
+    """
+    from jmp_ds.inference.card import export as write
+
+    card = write(path, out, errors)
+    told = ", ".join(card["errors"]) or "none; --errors names a file of them"
+    typer.echo(f"{out}: {len(card['tasks'])} tasks, errors on {told}")
+
+
 def _predictor(
     bundle: Path,
     source: Path,

@@ -292,12 +292,12 @@ def _exporter(
 ) -> Callable[[Literal["best", "final"], dict[str, Tensor], dict[str, Any]], None]:
     """Writes bundles into the run folder."""
     metadata = {name: dict(own.store.metadata) for name, own in material.data.items()}
+    elements = {name: own.store.elements for name, own in material.data.items()}
 
     def export(kind: Literal["best", "final"], state: dict[str, Tensor], about: dict[str, Any]) -> None:
         story = {**provenance(str(about["weights"]), metadata), **dict(origin), "training": about}
         # how it was trained is no property of the model
-        save_bundle(
-            Bundle(replace(model.config, recompute=False), material.tasks, finish(state), story), run_dir / kind
-        )
+        config = replace(model.config, recompute=False)
+        save_bundle(Bundle(config, material.tasks, finish(state), story, elements), run_dir / kind)
 
     return export

@@ -325,7 +325,7 @@ def test_what_may_be_allowed(bundle: Bundle) -> None:
 
 
 def test_elements_that_the_data_had_are_known(bundle: Bundle) -> None:
-    listed = replace(bundle, provenance={"data": {"gradient": {"elements": [1, 8]}}})
+    listed = replace(bundle, elements={"gradient": (1, 8)})
     with pytest.raises(UserError, match=r"^C: not among the elements .*\(H, O\)"):
         with_calculator(ethanol(), listed).get_potential_energy()
     silent = bundle_with(replace(task(), normalization={}))

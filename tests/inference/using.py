@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from small_models import set_scales
 
@@ -13,6 +15,7 @@ from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, Scalar
 
 #: No cap acts on small molecules and small cells.
 SMOOTH = GraphSettings(cutoff=5.0, max_neighbors=200)
+KNOWN = (1, 6, 7, 8, 29)
 REFERENCES = (0.0, -13.6, *(0.0,) * 4, -1029.5, -1485.0, -2041.25, *(0.0,) * 20, -100.0)
 
 
@@ -38,7 +41,8 @@ def bundle_with(*tasks: Task, seed: int = 0) -> Bundle:
     torch.manual_seed(seed)
     model = MultiTaskModel(preset("tiny"), tasks or (task(),))
     set_scales(model)
-    return Bundle.of(model, {"weights": "random"})
+    elements = {own.name: KNOWN for own in tasks or (task(),) if own.normalization}
+    return replace(Bundle.of(model, {"weights": "random"}), elements=elements)
 
 
 def published_graph(max_neighbors: int = 30) -> GraphSettings:
