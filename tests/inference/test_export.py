@@ -165,12 +165,16 @@ def test_the_verbs_on_files(bundle: Bundle, tmp_path: Path) -> None:
     told = run("predict", *common, tmp_path / "f.npz", "--features", "--task", "direct")
     assert told.exit_code == 0, told.output
     write(tmp_path / "labelled.xyz", read(tmp_path / "relaxed.xyz", ":"))
-    told = run("evaluate", tmp_path / "bundle", tmp_path / "labelled.xyz", "--task", "gradient", "--report", tmp_path / "r")
+    told = run(
+        "evaluate", tmp_path / "bundle", tmp_path / "labelled.xyz", "--task", "gradient", "--report", tmp_path / "r"
+    )
     assert told.exit_code == 0, told.output
     assert "gradient/forces_mae" in told.stdout
     assert json.loads((tmp_path / "r" / "metrics.json").read_text())["gradient/energy_mae"] < 1e-2
     write(tmp_path / "silane.xyz", molecule("SiH4"))
-    told = run("md", tmp_path / "bundle", tmp_path / "silane.xyz", tmp_path / "x.xyz", "--steps", 2, "--task", "gradient")
+    told = run(
+        "md", tmp_path / "bundle", tmp_path / "silane.xyz", tmp_path / "x.xyz", "--steps", 2, "--task", "gradient"
+    )
     assert told.exit_code == 2
     assert "Si: not among the elements" in told.stderr
     assert "--allow-unseen" in told.stderr

@@ -48,9 +48,7 @@ def test_dynamics() -> None:
     """TorchSim's own integrator conserves the energy on it."""
     model = JMPTorchSim(bundle_with(), dtype="float64", device="cpu")
     state = ts.io.atoms_to_state(crystals(), torch.device("cpu"), torch.float64)
-    final = ts.integrate(
-        system=state, model=model, integrator=ts.Integrator.nve, n_steps=5, temperature=50, timestep=0.0005
-    )
+    final = ts.integrate(system=state, model=model, integrator=ts.nve, n_steps=5, temperature=50, timestep=0.0005)
     assert torch.isfinite(final.positions).all()
     assert not torch.equal(final.positions, state.positions)
 
