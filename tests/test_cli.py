@@ -31,7 +31,7 @@ from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
 VERBS = [
     *("data", "pretrain", "finetune", "launch", "evaluate", "predict", "fit-scales", "import-jmp", "show", "plan"),
-    "doctor",
+    *("doctor", "relax", "md", "export"),
 ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch_sim.state import SimState
 
 
-class JMPTorchSim(ModelInterface):  # type: ignore[misc]
+class JMPTorchSim(ModelInterface):
     """Energies [B], forces [N, 3] and, with gradient forces, stress [B, 3, 3], of a TorchSim state.
 
     Attributes:

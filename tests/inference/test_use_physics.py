@@ -46,7 +46,7 @@ def total_energies(calc: JMPCalculator, timestep: float, time: float) -> np.ndar
 
 
 def test_energy_is_conserved_below_the_caps() -> None:
-    """Gradient forces, rules of new models: the error is that of the integrator, which falls with the square of the step."""
+    """Gradient forces, rules of new models: the error is the integrator's and falls with the square of the step."""
     spread, drift = {}, {}
     for timestep in (1.0, 0.5):
         energies = total_energies(calculator(std=15.0), timestep, time=60.0)
@@ -70,7 +70,7 @@ def test_direct_forces_do_not_conserve() -> None:
 
 @pytest.mark.parametrize("caps", ["below the cap", "at the cap", "published, at the cap"])
 def test_jumps_where_neighbours_cross_the_cap(caps: str) -> None:
-    """One atom moves around another: with caps that act the energy jumps, and the jump is measured; without, it does not."""
+    """Two atoms move: with caps that act the energy jumps, and the jump is measured; without, it does not."""
     graph = {
         "below the cap": SMOOTH,
         "at the cap": replace(SMOOTH, max_neighbors=6),
@@ -176,7 +176,7 @@ def test_phonopy(minimum: Atoms) -> None:
     from phonopy.structure.atoms import PhonopyAtoms
 
     cell = PhonopyAtoms(minimum.get_chemical_symbols(), cell=minimum.cell.array, positions=minimum.positions)
-    phonons = phonopy.Phonopy(cell, np.eye(3, dtype=int))
+    phonons = phonopy.Phonopy(cell, np.eye(3, dtype=int), primitive_matrix=np.eye(3))
     phonons.generate_displacements(distance=0.005)
     forces = []
     for displaced in phonons.supercells_with_displacements:
