@@ -28,6 +28,7 @@ from jmp_ds.inference.neighbors import Counts, MovingGraph
 from jmp_ds.inference.potential import Potential
 from jmp_ds.inference.predictor import Tags, check_finite, device_of, dtype_of, has_volume, structure_of
 from jmp_ds.inference.refusals import refuse_far, refuse_unseen
+from jmp_ds.tasks.normalise import readable
 from jmp_ds.tasks.specs import Task
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class JMPCalculator(Calculator):
     """Energy, forces and stress of a task of a bundle, or of a committee of bundles.
 
     Results, in eV and Å: `energy`, `free_energy` (the same number), `energies` per atom, `forces` unless the task has
-    none, `stress` where forces are the gradient of the energy. Scalars of the task stand in `results` under their labels.
+    none, `stress` where forces are the gradient of the energy, `dipole` where the task has one in e·Å. Scalars of the task
+    stand in `results` under their labels.
     A committee answers with the mean over its members; `results` then also holds what each says and their standard
     deviation: `energy_comm` [K] and `energy_std`, `forces_comm` [K, n, 3] and `forces_std` [n] (root of the mean squared
     length), `stress_comm` [K, 6] and `stress_std` [6], and the same two of every scalar.
@@ -156,7 +158,10 @@ class JMPCalculator(Calculator):
     def _answer(self, member: Potential, structure: Structure, stress: bool) -> dict[str, Any]:
         """Results of one member, as ASE names them."""
         values = member(self._batch(member.task, structure), stress=stress)
-        found: dict[str, Any] = {label: float(x[0]) for label, x in values.structures.items()}
+        single = {label: x.cpu().numpy() for label, x in values.structures.items()}
+        found: dict[str, Any] = {label: float(x[0]) for label, x in readable(member.task, single).items()}
+        if _has_dipole(member.task):
+            found["dipole"] = single["dipole"][0]
         found["free_energy"] = found["energy"]
         arrays = {"energies": values.energies, "forces": values.forces, "stress": values.stress}
         found |= {name: x.cpu().numpy() for name, x in arrays.items() if x is not None}
@@ -195,6 +200,8 @@ class JMPCalculator(Calculator):
             names.append("forces")
         if all(member.conservative for member in self._members):
             names.append("stress")
+        if all(_has_dipole(task) for task in tasks):
+            names.append("dipole")
         return names
 
     def _why_not(self, name: str) -> str:
@@ -204,6 +211,12 @@ class JMPCalculator(Calculator):
                 "that belongs to them; fine-tune with `forces: {kind: gradient}`"
             )
         return f"forces: task {self.task.name} was trained without forces"
+
+
+def _has_dipole(task: Task) -> bool:
+    """Whether the task predicts what ASE calls the dipole: a vector in e·Å."""
+    target = task.dipole
+    return target is not None and not target.norm and (target.label, target.unit) == ("dipole", "e·Å")
 
 
 def _names(bundle: Bundle) -> set[str]:

@@ -91,9 +91,7 @@ def card_of(bundle: Bundle, errors: Mapping[str, Mapping[str, float]]) -> dict[s
 def _task(bundle: Bundle, task: Task, facts: Mapping[str, Any]) -> dict[str, Any]:
     """One task: what it computes, on which graphs, from which data."""
     elements = known_elements(bundle, task)
-    labels = {"energy": "eV", "forces": "eV/Å"}
-    scalars = {target.label: target.unit for target in task.scalars}
-    predicted = {label: labels.get(label, scalars.get(label, "")) for label in task.labels}
+    predicted = dict(task.units)
     if task.gradient_forces:
         predicted["stress"] = "eV/Å³, ASE's sign"
     references = {

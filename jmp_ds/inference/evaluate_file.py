@@ -17,7 +17,7 @@ from jmp_ds.inference.predictor import Prediction, Predictor, Tags
 from jmp_ds.inference.progress import counter
 from jmp_ds.inference.resumable import INTERVAL, Resumable
 from jmp_ds.inference.sources import Given, Source
-from jmp_ds.tasks.specs import Task
+from jmp_ds.tasks.specs import ClassTarget, Task
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -77,7 +77,7 @@ def units_of(task: Task) -> dict[str, str]:
     """Every metric that `evaluate_file` may return, with its unit."""
     units = {"energy_mae": "eV", "energy_mae_per_atom": "meV/atom"}
     units |= {"forces_mae": "meV/Å", "forces_mae_free": "meV/Å", "stress_mae": "meV/Å³"}
-    units |= {f"{target.label}_mae": target.unit for target in task.scalars}
+    units |= {f"{t.label}_mae": t.unit for t in task.of_structures if not isinstance(t, ClassTarget)}
     return {f"{task.name}/{name}": unit for name, unit in units.items()}
 
 
@@ -127,12 +127,17 @@ def _row(given: Given, prediction: Prediction, task: Task) -> dict[str, Any]:
     """Errors of one structure, prediction minus label."""
     atoms, labels = given.atoms, given.labels
     row: dict[str, Any] = {"formula": atoms.get_chemical_formula(), "natoms": len(atoms)}
-    predicted: dict[str, Any] = dict(prediction.scalars)
+    # classes have errors of another kind, which `evaluate` tells on stores
+    predicted: dict[str, Any] = {t.label: _predicted(prediction, t.label) for t in task.of_structures}
+    predicted = {label: value for label, value in predicted.items() if value is not None}
+    if task.classification is not None:
+        predicted.pop(task.classification.label)
     if prediction.energy is not None:
         predicted["energy"] = prediction.energy
     for label, value in predicted.items():
         if label in labels and np.isfinite(labels[label]).all():
-            row[f"{label}_error"] = float(value - labels[label].reshape(()))
+            errors = np.atleast_1d(value) - np.atleast_1d(labels[label])
+            row[f"{label}_error"] = float(errors[0] if errors.size == 1 else np.abs(errors).mean())
     if prediction.forces is not None and "forces" in labels:
         errors = np.abs(prediction.forces - labels["forces"])
         free = np.ones(len(atoms), dtype=bool) if given.fixed is None else ~given.fixed
@@ -141,6 +146,13 @@ def _row(given: Given, prediction: Prediction, task: Task) -> dict[str, Any]:
     if prediction.stress is not None and "stress" in labels:
         row["stress_error"] = float(np.abs(prediction.stress - _voigt(labels["stress"])).mean())
     return row
+
+
+def _predicted(prediction: Prediction, label: str) -> NDArray[np.float64] | None:
+    """A scalar, or the three components of a dipole."""
+    names = (label,) if label in prediction.scalars else tuple(f"{label}_{axis}" for axis in "xyz")
+    found = [prediction.scalars[name] for name in names if name in prediction.scalars]
+    return np.array(found) if found else None
 
 
 def _voigt(stress: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,11 +6,10 @@ first derivative of it, by positions and by a strain of positions and cell toget
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from jmp_kernels import BackendName
@@ -18,13 +17,10 @@ from torch import Tensor, nn
 
 from jmp_ds.bundle import Bundle, state_shapes
 from jmp_ds.graphs.batch import Batch
-from jmp_ds.graphs.graph import Graph
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.normalise import denormalize, offset
 from jmp_ds.tasks.specs import Task
-
-#: Rows and columns of a symmetric 3 × 3 tensor in ASE's order of Voigt: xx, yy, zz, yz, xz, xy.
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+from jmp_ds.tasks.strain import strained, stress_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Values:
     """What a potential says of a batch of B structures with N atoms; float64, on the device.
 
     Attributes:
-        structures: by label, [B] (`energy` in eV, scalars in their units).
+        structures: by label, [B] (`energy` in eV, scalars in their units); dipoles [B, 3], logits as the model has them.
         energies: [N], eV: what every atom adds to its structure's energy; None without an energy.
         forces: [N, 3], eV/Å; None without forces.
         stress: [B, 6], eV/Å³ in ASE's sign and order; None where it was not asked for or is no derivative of the energy.
@@ -93,8 +89,8 @@ class Potential:
         with torch.inference_mode(False), torch.enable_grad(), _overheard(self._energy_head) as shares:
             pos = batch.pos.detach().clone().requires_grad_()
             strain = pos.new_zeros(batch.num_structures, 3, 3).requires_grad_() if stress else None
-            moved = replace(batch, pos=pos) if strain is None else _strained(replace(batch, pos=pos), strain)
-            outputs = self.model(moved)[self.task.name]
+            moved, place = (batch, pos) if strain is None else strained(batch, pos, strain)
+            outputs = self.model(replace(moved, pos=place))[self.task.name]
             slopes = _slopes(outputs["energy"].sum(), pos, strain)
         return self._values({label: x.detach() for label, x in outputs.items()}, shares, batch, slopes)
 
@@ -113,7 +109,7 @@ class Potential:
             scale = self.task.scale("energy")
             forces = -scale * slopes.positions.double()
             if slopes.strain is not None:
-                stress = _voigt(scale * slopes.strain.double(), batch.cell.double())
+                stress = stress_of(scale * slopes.strain.double(), batch.cell)
         return Values(known, self._energies(shares, batch), forces, stress)
 
     def _energies(self, shares: list[Tensor], batch: Batch) -> Tensor | None:
@@ -137,29 +133,6 @@ def _with_task(bundle: Bundle, task: Task) -> Bundle:
     return replace(bundle, tasks=(task,), state={name: x for name, x in bundle.state.items() if name in needed})
 
 
-def _strained(batch: Batch, strain: Tensor) -> Batch:
-    """Positions and cells under a strain [B, 3, 3] that is zero and differentiable: x → x + x·strain."""
-    pos = batch.pos + torch.bmm(batch.pos[:, None, :], strain[batch.structure])[:, 0]
-    return replace(batch, pos=pos, graph=_with_strained_shifts(batch.graph, strain[batch.structure]))
-
-
-def _with_strained_shifts(graph: Graph, of_atom: Tensor) -> Graph:
-    """The same edges, their shifts under the strain [N, 3, 3] of their structure."""
-    # Copied and not made anew, when what they make on demand is there: a graph that is used again keeps it.
-    graph.middle_rows  # noqa: B018
-    other: Any = copy.copy(graph)
-    for name in ("main", "a2a", "a2ee2a", "qint"):
-        own = getattr(graph, name)
-        own.by_source  # noqa: B018
-        edges = copy.copy(own)
-        shift = edges.shift.to(of_atom.dtype)
-        shift = shift + torch.bmm(shift[:, None, :], of_atom[edges.target])[:, 0]
-        object.__setattr__(edges, "shift", shift)
-        object.__setattr__(other, name, edges)
-    changed: Graph = other
-    return changed
-
-
 def _slopes(total: Tensor, pos: Tensor, strain: Tensor | None) -> _Slopes:
     """Derivatives of the sum of energies; zero where nothing depends on positions."""
     inputs = [pos] if strain is None else [pos, strain]
@@ -168,12 +141,6 @@ def _slopes(total: Tensor, pos: Tensor, strain: Tensor | None) -> _Slopes:
     else:
         found = list(torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True))
     return _Slopes(found[0], found[1] if strain is not None else None)
-
-
-def _voigt(slope: Tensor, cell: Tensor) -> Tensor:
-    """[B, 3, 3] in eV and cells [B, 3, 3] in Å to stress [B, 6] in eV/Å³."""
-    symmetric = (slope + slope.transpose(1, 2)) / (2.0 * torch.linalg.det(cell).abs()[:, None, None])
-    return torch.stack([symmetric[:, i, j] for i, j in VOIGT], dim=1)
 
 
 @contextmanager

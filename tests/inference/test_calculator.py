@@ -24,7 +24,7 @@ from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.calculator import JMPCalculator
 from jmp_ds.inference.neighbors import MovingGraph
 from jmp_ds.inference.predictor import Predictor, structure_of
-from jmp_ds.tasks.specs import ScalarTarget, Task
+from jmp_ds.tasks.specs import ClassTarget, DipoleTarget, ScalarTarget, Task
 
 RULES = {
     "new": SMOOTH,
@@ -339,6 +339,21 @@ def test_numbers_that_are_not_finite(bundle: Bundle) -> None:
         with pytest.raises(UserError, match=r"structure \(C2H6O\): the prediction is not finite"):
             ask()
     assert atoms.calc.results == {}
+
+
+def test_dipoles_are_those_of_ase() -> None:
+    """A vector in e·Å turns with the molecule; classes and lengths stay under their labels."""
+    own = replace(task(), dipole=DipoleTarget(), classification=ClassTarget(label="kind", classes=3, kind="multi"))
+    atoms = with_calculator(ethanol(), bundle_with(own))
+    assert "dipole" in atoms.calc.implemented_properties
+    dipole, turned = atoms.get_dipole_moment(), atoms.copy()
+    assert atoms.calc.results["kind"] in (0.0, 1.0, 2.0)
+    turn = Rotation.random(rng=5).as_matrix()
+    turned.positions = atoms.positions @ turn.T
+    turned.calc = atoms.calc
+    np.testing.assert_allclose(turned.get_dipole_moment(), dipole @ turn.T, atol=1e-10)
+    with_length = replace(task(), dipole=DipoleTarget(norm=True))
+    assert "dipole" not in JMPCalculator(bundle_with(with_length)).implemented_properties
 
 
 def test_bad_options(bundle: Bundle) -> None:
