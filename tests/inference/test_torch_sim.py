@@ -45,7 +45,7 @@ def test_the_same_numbers(kind: str) -> None:
 
 
 def test_dynamics() -> None:
-    """TorchSim's own integrator conserves the energy on it."""
+    """TorchSim's own integrator runs on it."""
     model = JMPTorchSim(bundle_with(), dtype="float64", device="cpu")
     state = ts.io.atoms_to_state(crystals(), torch.device("cpu"), torch.float64)
     final = ts.integrate(system=state, model=model, integrator=ts.nve, n_steps=5, temperature=50, timestep=0.0005)
