@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
+from jmp_ds.data.layout import StoreIncomplete
 from jmp_ds.data.progress import tracked
 from jmp_ds.data.record import BadRecord, validate
 from jmp_ds.data.references import load_statistics
@@ -96,9 +97,9 @@ def check(store: Store, *, records: bool = True, progress: bool = False) -> list
             problems.append(
                 Problem("checksum", shard.name, f"has checksum {found[:12]}… instead of {shard.sha256[:12]}…")
             )
-    if store.summary.length != len(store.natoms) or store.summary.length != len(store.groups):
-        problems.append(Problem("length", "natoms.npy, groups.npy", f"do not have {store.summary.length} entries"))
-    elif records:
+    arrays = _array_problems(store)
+    problems.extend(arrays)
+    if records and not arrays:
         for i in tracked(range(len(store)), "structures", len(store), progress):
             problems.extend(_record_problems(store, i))
     if load_statistics(store) is None and (store.path / "statistics.json").is_file():
@@ -112,6 +113,17 @@ def problem_table(problems: list[Problem]) -> Table:
     first = {p.code: p for p in reversed(problems)}
     rows = tuple((code, str(n), f"{first[code].where}: {first[code].message}") for code, n in counts.most_common())
     return Table("problems", ("problem", "count", "first example"), rows)
+
+
+def _array_problems(store: Store) -> list[Problem]:
+    """Arrays beside the shards that are missing, cut short or of another length."""
+    problems = []
+    for name in ("natoms", "groups"):
+        try:
+            getattr(store, name)
+        except StoreIncomplete as error:
+            problems.append(Problem("array", f"{name}.npy", str(error)))
+    return problems
 
 
 def _record_problems(store: Store, i: int) -> Iterator[Problem]:

@@ -112,7 +112,11 @@ def test_wrong_contents_are_found(tmp_path: Path) -> None:
     assert len(table.rows) == 5
     assert all(row[1] == "1" for row in table.rows)
     np.save(tmp_path / "s" / "natoms.npy", natoms[:4])
-    assert "length" in {p.code for p in check(Store(tmp_path / "s"))}
+    found = [p for p in check(Store(tmp_path / "s")) if p.code == "array"]
+    assert [p.where for p in found] == ["natoms.npy"]
+    assert "4" in found[0].message
+    (tmp_path / "s" / "groups.npy").write_bytes(b"cut")
+    assert [p.where for p in check(Store(tmp_path / "s")) if p.code == "array"] == ["natoms.npy", "groups.npy"]
 
 
 def test_statistics_of_other_contents_are_found(tmp_path: Path) -> None:
