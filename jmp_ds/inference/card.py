@@ -27,7 +27,8 @@ def export(path: str | Path, out: str | Path, errors: str | Path | None = None) 
     """Write a bundle with its card.
 
     Args:
-        path: a bundle, or a run folder, whose final bundle (else its best) is taken with the errors of its report.
+        path: a bundle, or a run folder: the bundle that its report is about, with the errors told there; without a report
+            its final bundle, else its best.
         out: folder to write: the bundle, `card.json`, and the same for people, `README.md`.
         errors: JSON of errors by name, as `evaluate --report` and reports of runs hold them (`metrics.json`).
 
@@ -184,13 +185,26 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _bundle_of(path: Path) -> tuple[Path, Path | None]:
-    """The bundle of a path, and the report that belongs to it."""
+    """The bundle of a path, and the report that was made of just that bundle."""
     if (path / SPEC_FILE).is_file():
         return path, None
-    for kind in ("final", "best"):
-        if (path / kind / SPEC_FILE).is_file():
-            return path / kind, path / "report" / "metrics.json"
+    report = path / "report" / "metrics.json"
+    judged = _judged(report)
+    for kind in dict.fromkeys((judged, "final", "best")):
+        if kind is not None and (path / kind / SPEC_FILE).is_file():
+            return path / kind, report if kind == judged else None
     raise UserError(f"{path}: neither a bundle nor a run folder with one")
+
+
+def _judged(report: Path) -> str | None:
+    """Which of a run's bundles its report is about; None without a report."""
+    if not report.is_file():
+        return None
+    try:
+        judged = json.loads(report.read_text(encoding="utf-8")).get("model")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{report}: is no report of a run ({error})") from error
+    return judged if judged in ("final", "best") else None
 
 
 def _errors(file: Path) -> dict[str, dict[str, float]]:

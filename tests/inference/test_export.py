@@ -65,6 +65,21 @@ def test_the_card_says_what_a_user_must_know(run_folder: Path, tmp_path: Path) -
         assert expected in text
 
 
+def test_errors_are_those_of_the_exported_bundle(run_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """The report of fine-tuning is about the best weights, not the last."""
+    better = replace(bundle, provenance={**bundle.provenance, "date": "that of the best"})
+    save_bundle(better, run_folder / "best")
+    export(run_folder, tmp_path / "last")
+    assert load_bundle(tmp_path / "last").provenance.get("date") == bundle.provenance.get("date")
+    report = run_folder / "report" / "metrics.json"
+    report.write_text(report.read_text().replace('"final"', '"best"'))
+    card = export(run_folder, tmp_path / "out")
+    assert load_bundle(tmp_path / "out").provenance["date"] == "that of the best"
+    assert card["errors"]["test"]["gradient/forces_mae"]["value"] == 45.6
+    report.unlink()
+    assert export(run_folder, tmp_path / "out")["errors"] == {}
+
+
 def test_show_prints_the_card(run_folder: Path, tmp_path: Path) -> None:
     export(run_folder, tmp_path / "out")
     shown = run("show", tmp_path / "out")
