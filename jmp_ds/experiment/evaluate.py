@@ -48,7 +48,7 @@ class Evaluation:
         metrics: by name (see `metric_units`).
         parity: one panel per task and label, thinned to a number that can be drawn; energies per atom, without what
             the element references explain.
-        breakdown: metric → kind (element, atoms, config_type) → value → mean absolute error.
+        breakdown: metric → kind (element, atoms, config_type) → value → mean absolute error; empty if not wanted.
     """
 
     metrics: dict[str, float]
@@ -70,7 +70,7 @@ def evaluate(
         model: in evaluation mode, on the processes' device.
         loader: made for this process's rank.
         processes: those that share the work.
-        config_types: the source's own kind of a structure, by id.
+        config_types: the source's own kind of a structure, by id (may be empty); None: no breakdown is wanted.
         progress: show a bar (by the first process).
     """
     metrics = Metrics(model.tasks, processes.device)
@@ -83,7 +83,8 @@ def evaluate(
         metrics.update(outputs, moved)
         for task in model.tasks:
             _collect(pairs, task, outputs[task.name], moved)
-            add_errors(sums, task, outputs[task.name], moved, config_types or {})
+            if config_types is not None:
+                add_errors(sums, task, outputs[task.name], moved, config_types)
     state = processes.sum(metrics.state.flatten().tolist())
     metrics.state = torch.tensor(state, dtype=torch.float64).reshape(2, -1)
     parts = processes.gather({key: _joined(values) for key, values in pairs.items()})

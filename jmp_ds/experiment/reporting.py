@@ -47,7 +47,7 @@ def report_run(
     """
     run_dir = Path(config.run.dir)
     processes.barrier()  # the first process has written the bundles
-    kind = "best" if prefer_best and (run_dir / "best" / SPEC_FILE).is_file() else "final"
+    kind = judged_bundle(run_dir, prefer_best=prefer_best)
     model = load_bundle(run_dir / kind).build(device=processes.device, kernels=kernels)
     splits = {name: sources for name, sources in (("val", material.val), ("test", material.test)) if sources}
     found = {
@@ -63,6 +63,11 @@ def report_run(
     if processes.first:
         _write(config, material, outcome, kind, found)
     return found
+
+
+def judged_bundle(run_dir: Path, *, prefer_best: bool) -> str:
+    """Which of a run's bundles its report is about."""
+    return "best" if prefer_best and (run_dir / "best" / SPEC_FILE).is_file() else "final"
 
 
 def _write(

@@ -11,10 +11,11 @@ from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table as Printed
 
-from jmp_ds.bundle import SPEC_FILE, load_bundle
+from jmp_ds.bundle import load_bundle
 from jmp_ds.config.checks import Checked
 from jmp_ds.config.finetune import FinetuneConfig
 from jmp_ds.experiment.forgetting import forgotten
+from jmp_ds.experiment.reporting import judged_bundle
 from jmp_ds.experiment.session import Material
 from jmp_ds.experiment.starting import CONSTANT, THIS_RUN, Start
 from jmp_ds.experiment.transfer import Transfer
@@ -40,8 +41,7 @@ def report_tuning(config: FinetuneConfig, material: Material, checked: Checked, 
     run_dir = Path(config.run.dir)
     lost: dict[str, tuple[float, float]] = {}
     if checked.bundle is not None and config.remember:
-        kind = "best" if (run_dir / "best" / SPEC_FILE).is_file() else "final"
-        after = load_bundle(run_dir / kind)
+        after = load_bundle(run_dir / judged_bundle(run_dir, prefer_best=True))
         lost = forgotten(config, checked.bundle, after, processes, kernels=checked.kernels)
     if not processes.first:
         return
