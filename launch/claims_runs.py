@@ -110,7 +110,7 @@ class Plan:
     def rates(self, series: Series) -> list[float] | None:
         """Learning rates to run: all for the first seed, later its best one; None while that is not known."""
         if series.seed == 0:
-            return list(self.settings["rates"])
+            return list(self.settings["starts"][series.start].get("rates", self.settings["rates"]))
         best = self.best_rate(Series(series.target, series.start, 0))
         return None if best is None else [best]
 

@@ -28,6 +28,7 @@ def write_results(plan: Plan) -> str:
         "Pre-training: validation at the end": pretraining(plan),
         "(a) Pre-training against scratch": against_scratch(plan),
         "(a) Energies of the same runs": energies(plan),
+        "(a) One learning rate above the three": above_the_grid(plan),
         "(b) Larger against smaller network": sizes(plan),
         "(c) Steps to scratch's best validation error": steps(plan),
         "(d) What matters in pre-training": variations(plan, plan.settings["studies"]["d"], PRETRAINED),
@@ -80,6 +81,19 @@ def energies(plan: Plan) -> Table:
             cells = [plus_minus(fmean(side), _deviation(side)) for side in sides]
             rows.append([target, "meV/atom", *cells, _percent(fmean(sides[0]) / fmean(sides[1]))])
     return ["target", "unit", PRETRAINED, SCRATCH, "change"], rows
+
+
+def above_the_grid(plan: Plan) -> Table:
+    """Best validation errors at every learning rate and at one above them, seed 0: whether the grid was wide enough."""
+    rows: list[list[Any]] = []
+    for target in plan.settings["studies"]["grid"]["targets"]:
+        for start, higher in ((PRETRAINED, "pretrained-higher"), (SCRATCH, "scratch-higher")):
+            tried = [Series(target, start, 0), Series(target, higher, 0)]
+            found = [plan.validation(series, rate) for series in tried for rate in plan.rates(series) or ()]
+            if all(v is not None for v in found):
+                rows.append([target, start, *(v.best for v in found if v is not None)])
+    rates = [*plan.settings["rates"], *plan.settings["starts"]["scratch-higher"]["rates"]]
+    return ["target", "start", *(f"error / std at {rate:g}" for rate in rates)], rows
 
 
 def sizes(plan: Plan) -> Table:

@@ -52,7 +52,7 @@ def test_configurations_load(plan: Plan) -> None:
         if series.seed == 0:
             ((verb, *files),) = plan.finetuning(series)
             assert verb == "finetune"
-            assert len(files) == len(plan.settings["rates"])
+            assert len(files) == len(plan.rates(series) or ())
             for file in files:
                 load_finetune(Path(file), [])
             seen[f"{series.target} {series.start}"] = yaml.safe_load(Path(files[0]).read_text())
