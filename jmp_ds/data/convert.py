@@ -26,7 +26,7 @@ from jmp_ds.data.part_work import Work, ready
 from jmp_ds.data.parts import Part, Wanted, fingerprint, plan
 from jmp_ds.data.provenance import provenance
 from jmp_ds.data.readers import reader
-from jmp_ds.data.readers.base import Reader, ReaderOptions
+from jmp_ds.data.readers.base import NOT_READ, Reader, ReaderOptions
 from jmp_ds.data.writer import SHARD_SIZE, StoreWriter
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json
@@ -103,6 +103,11 @@ def convert(
     with _locked(staging):
         try:
             facts = _assemble(parts, Work(staging / _PARTS, format, told, _wanted(how)), mark, how, report)
+            if NOT_READ in facts:
+                names = "; ".join(facts[NOT_READ])
+                report.notes.append(
+                    f"per-atom values that no label was made of: {names}; --label NAME=KEY:UNIT takes one"
+                )
             report.failure = _failure(report, how)
             if report.failure:
                 shutil.rmtree(staging)

@@ -147,6 +147,20 @@ def test_structures_without_labels(tmp_path: Path) -> None:
     assert taken.written == 1
 
 
+def test_forces_under_another_name_are_told(tmp_path: Path) -> None:
+    """A store without forces is no accident that shows only in training."""
+    atoms = molecule("H2O")
+    atoms.info["energy"] = -14.0
+    atoms.arrays["dft_forces"] = np.ones((3, 3))
+    write(tmp_path / "a.extxyz", [atoms, atoms])
+    report = convert([tmp_path / "a.extxyz"], tmp_path / "store", "ase", options=QUIET)
+    assert [note for note in report.notes if "dft_forces" in note and "--label" in note]
+    assert Store(tmp_path / "store").metadata["not_read"] == "dft_forces"
+    taken = told("forces=dft_forces:eV/Å")
+    report = convert([tmp_path / "a.extxyz"], tmp_path / "other", "ase", reader_options=taken, options=QUIET)
+    assert report.notes == []
+
+
 def test_required_labels(tmp_path: Path) -> None:
     trajectory(tmp_path / "a.extxyz", 2)
     report = convert([tmp_path / "a.extxyz"], tmp_path / "s", "ase", options=quiet(require=("energy", "stress")))

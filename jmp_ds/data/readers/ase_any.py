@@ -20,7 +20,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.db import connect
 from ase.io import iread
 
-from jmp_ds.data.readers.base import About, Block, Collector, ReaderOptions, refuse_charged
+from jmp_ds.data.readers.base import NOT_READ, About, Block, Collector, ReaderOptions, refuse_charged
 from jmp_ds.data.record import BadRecord, FloatArray, InfoValue
 from jmp_ds.data.units import LENGTH, spell, unit
 from jmp_ds.errors import UserError
@@ -41,6 +41,8 @@ GROUP_KEYS = ("group_key", "traj_id", "mptrj_traj_id", "alexandria_id", "interna
 #: Files of one trajectory: the file is the group. VASP outputs are told by their names.
 _TRAJECTORY = (".traj", "outcar", "outcar.gz", "vasprun.xml", "vasprun.xml.gz", "xdatcar")
 _LONGEST_INFO = 200
+#: Per-atom values with a meaning of their own in ASE.
+_OWN_ARRAYS = ("numbers", "positions", "tags", "momenta", "masses", "initial_charges", "initial_magmoms")
 
 
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
@@ -72,6 +74,8 @@ def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
             if isinstance(frame, BadRecord):
                 raise frame
             collector.facts.update(frame.facts)
+            if ignored := unread(frame.atoms, options):
+                collector.facts[NOT_READ] = ", ".join(ignored)
             fields = fields_of(frame.atoms, frame.results, frame.info, options)
         except BadRecord as bad:
             collector.skip(bad, where)
@@ -121,6 +125,13 @@ def fields_of(
         "group": group_of(facts, options),
         "info": plain_info(facts),
     }
+
+
+def unread(atoms: Atoms, options: ReaderOptions) -> list[str]:
+    """Names of per-atom numbers that no label is made of, though they might be one under another name."""
+    named = {spec.key for spec in options.labels}
+    known = {*_OWN_ARRAYS, *ABOUT.labels, *(f"REF_{name}" for name in ABOUT.labels), *named}
+    return sorted(key for key, array in atoms.arrays.items() if key not in known and array.dtype.kind == "f")
 
 
 def standard_labels(results: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, FloatArray]:

@@ -26,6 +26,10 @@ class Skip:
     message: str
 
 
+#: Key of `Block.facts`: per-atom values that no label is made of.
+NOT_READ = "not_read"
+
+
 @dataclass(frozen=True)
 class Block:
     """Some consecutive structures of one file.
