@@ -17,7 +17,7 @@ import jmp_ds.bundle as bundles
 from jmp_ds.bundle import Bundle, load_bundle, provenance, save_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
-from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings, published
 from jmp_ds.models.presets import preset
 from jmp_ds.models.scaling import scale_factors
 from jmp_ds.tasks.model import MultiTaskModel
@@ -220,6 +220,26 @@ def test_unfitted_scale_factors_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"fresh has 1 scale factors .*{name}.*jmp-ds fit-scales"):
         load_bundle(tmp_path / "fresh")
     assert load_bundle(tmp_path / "fresh", require_fitted=False).unfitted == [name]
+
+
+def test_fewer_neighbors_of_larger_structures_survive(tmp_path: Path) -> None:
+    """A bundle without the key has no such rule; one with it says so, and nothing else is in its description."""
+    graph = GraphSettings(fewer_neighbors=(FewerNeighbors(above=200, max_neighbors=10),))
+    model = MultiTaskModel(preset("tiny"), (Task(name="s", graph=graph, energy=EnergyTarget()),))
+    set_scales(model)
+    save_bundle(Bundle.of(model, {}), tmp_path / "s")
+    assert load_bundle(tmp_path / "s").tasks[0].graph == graph
+    file = tmp_path / "s" / "bundle.json"
+    spec = json.loads(file.read_text())
+    settings = spec["tasks"][0]["graph"]
+    assert settings.pop("fewer_neighbors") == [{"above": 200, "max_neighbors": 10}]
+    assert settings == GraphSettings().to_dict()
+    file.write_text(json.dumps(spec))
+    assert load_bundle(tmp_path / "s").tasks[0].graph == GraphSettings()
+    settings["fewer_neighbors"] = [{"above": 200, "max_neighbors": 40}]
+    file.write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=r"bundle\.json: does not describe a model .*40 neighbours above 200 atoms"):
+        load_bundle(tmp_path / "s")
 
 
 def test_published_settings_survive_too(tmp_path: Path) -> None:

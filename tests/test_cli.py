@@ -111,6 +111,7 @@ def _unfitted(folder: Path) -> str:
     return f"from={tiny_bundle(folder / 'unfitted', fitted=False)}"
 
 
+_FEWER = "tasks.molecules.graph.fewer_neighbors"
 MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("unknown key", "pretrain", "train.optimizer.learning_rate=1e-3", "train.optimizer.learning_rate: unknown key"),
     ("nearest name", "pretrain", "tasks.molecules.graph.cutof=5.0", "unknown key; did you mean 'cutoff'?"),
@@ -126,6 +127,8 @@ MISTAKES: list[tuple[str, str, str | Callable[[Path], str], str]] = [
     ("store cut off", "pretrain", _cut_off, "was cut off while it was written"),
     ("no such label", "pretrain", "tasks.molecules.scalar={label: bandgap}", "'bandgap'; did you mean 'gap'?"),
     ("cutoff beyond the grid", "pretrain", "tasks.molecules.graph.cutoff=15.0", "exceeds the radial grid"),
+    ("caps that grow", "pretrain", f"{_FEWER}=[{{above: 9, max_neighbors: 90}}]", "90 neighbours above 9 atoms must"),
+    ("half a cap", "pretrain", f"{_FEWER}=[{{above: 9}}]", "fewer_neighbors.0.max_neighbors: is required, but missing"),
     ("unknown size", "pretrain", "model.overrides={num_block: 3}", "unknown size; did you mean 'num_blocks'?"),
     ("bad size", "pretrain", "model.overrides={num_blocks: 0}", "num_blocks must be at least 1"),
     ("no DeepSpeed file", "pretrain", "engine.deepspeed=nowhere.json", "engine.deepspeed: no file nowhere.json"),

@@ -11,6 +11,7 @@ import yaml
 from made_up_targets import overrides_of, write_data
 from typer.testing import CliRunner
 
+from jmp_ds.bundle import load_bundle
 from jmp_ds.cli.app import app
 from jmp_ds.config import load_finetune
 from jmp_ds.config.checks import check_finetune
@@ -92,6 +93,9 @@ def test_every_published_number_stands_in_its_recipe() -> None:
     for name, (cutoff, cap, weight, batch, precision, kind) in PUBLISHED.items():
         values = values_of(targets()[name])
         assert (values["cutoff"], values["max_neighbors"]) == (cutoff, cap), name
+        crystals = name.startswith(("matbench/", "qmof/"))
+        steps = [{"above": 200, "max_neighbors": 10}, {"above": 300, "max_neighbors": 5}]
+        assert values["fewer_neighbors"] == (steps if crystals else []), name
         assert (values["weight"], values["batch"], values["published_precision"]) == (weight, batch, precision), name
         assert (values["reduction"] or values["head"].partition(" ")[0]) == kind, name
 
@@ -286,6 +290,9 @@ def test_a_recipe_starts_steps_stops_resumes_and_evaluates(
     config = alone(targets()[name], None).config
     metric, _ = metric_of(config.tasks[targets()[name].task], targets()[name].task)
     assert set(found) == {"val", "test"}
+    (task,) = load_bundle(tmp_path / "run" / "final").tasks
+    steps = [{"above": s.above, "max_neighbors": s.max_neighbors} for s in task.graph.fewer_neighbors]
+    assert steps == values_of(targets()[name])["fewer_neighbors"]
     assert all(isinstance(values[metric], float) and values[metric] >= 0.0 for values in found.values())
 
 

@@ -37,10 +37,9 @@ _LATTICE, _RATTLE = 3.61, 0.1
 class FixedCaps(GraphSettings):
     """Settings in which only the main graph's cap follows `max_neighbors`; the others are the published ones for 30."""
 
-    @property
-    def caps(self) -> Caps:
+    def caps_of(self, natoms: int) -> Caps:
         """The four caps."""
-        return GraphSettings().caps._replace(main=self.max_neighbors)
+        return GraphSettings().caps_of(natoms)._replace(main=self.max_neighbors_of(natoms))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ def plan(
     store: Annotated[Path | None, typer.Option(metavar="STORE", help="take a store's proportions instead")] = None,
     cutoff: Annotated[float, typer.Option(help="of the store's graphs, in Å")] = 12.0,
     max_neighbors: Annotated[int, typer.Option(help="of the store's graphs")] = 30,
+    fewer_neighbors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ATOMS:M", help="of the store's structures with more atoms, such as 200:10; repeat it"),
+    ] = None,
     tasks: Annotated[int, typer.Option(min=1, max=1000, help="with heads of their own")] = 4,
     accumulation: Annotated[int, typer.Option(min=1, help="micro-batches per optimiser step")] = 1,
     structures: Annotated[float | None, typer.Option(help="of the data set, for device-hours; e.g. 120e6")] = None,
@@ -105,6 +109,7 @@ def plan(
         store=store,
         cutoff=cutoff,
         max_neighbors=max_neighbors,
+        fewer_neighbors=tuple(fewer_neighbors or ()),
         tasks=tasks,
         accumulation=accumulation,
         structures=structures,

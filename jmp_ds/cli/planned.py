@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import typer
 from jmp_ds.cli.data_verbs import print_table
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json
-from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings
 from jmp_ds.models.counts import Forces
 from jmp_ds.models.presets import preset
 from jmp_ds.planning.batches import BatchPlan, named_batch, store_batch, with_edges
@@ -49,6 +50,7 @@ class Request:
     store: Path | None
     cutoff: float
     max_neighbors: int
+    fewer_neighbors: tuple[str, ...] = ()
     tasks: int
     accumulation: int
     structures: float | None
@@ -158,11 +160,23 @@ def _device(request: Request, precision: PrecisionName) -> Device:
 def _batch(request: Request) -> BatchPlan:
     if request.store is None:
         return named_batch(request.batch)
+    steps = _fewer(request.fewer_neighbors)
     try:
-        settings = GraphSettings(cutoff=request.cutoff, max_neighbors=request.max_neighbors)
+        settings = GraphSettings(cutoff=request.cutoff, max_neighbors=request.max_neighbors, fewer_neighbors=steps)
     except ValueError as error:
         raise UserError(str(error)) from None
     return store_batch(request.store, settings)
+
+
+def _fewer(words: Sequence[str]) -> tuple[FewerNeighbors, ...]:
+    """`ATOMS:M`, one word each."""
+    steps = []
+    for word in words:
+        above, colon, most = word.partition(":")
+        if not (colon and above.isdecimal() and most.isdecimal()):
+            raise UserError(f"--fewer-neighbors {word}: must be two whole numbers, ATOMS:M, such as 200:10")
+        steps.append(FewerNeighbors(above=int(above), max_neighbors=int(most)))
+    return tuple(steps)
 
 
 def _sharded(setting: Setting, choice: Choice) -> Setting:

@@ -20,7 +20,7 @@ _SHOWN = {
     "reduction": "over atoms",
     "references": "refs",
     "cutoff": "cutoff",
-    "max_neighbors": "M",
+    "max_neighbors": "M (fewer>atoms)",
     "batch": "batch",
     "weight": "weight",
     "published_precision": "published",
@@ -58,6 +58,8 @@ def recipes(
     for title in _SHOWN.values():
         table.add_column(title)
     for row in rows:
+        fewer = [f"{step['max_neighbors']}>{step['above']}" for step in row["fewer_neighbors"]]
+        row = {**row, "max_neighbors": " ".join([str(row["max_neighbors"]), *fewer])}
         table.add_row(*(_cell(row[key]) for key in _SHOWN))
     # a file or pipe shall get whole rows
     console = Console() if Console().is_terminal else Console(width=200)

@@ -78,7 +78,7 @@ def _labels(task: Task) -> list[str]:
 def _graph(task: Task) -> str:
     g = task.graph
     return (
-        f"{g.cutoff:g} Å, M={g.max_neighbors}; symmetrize {g.symmetrize}, envelope {g.envelope}, dihedral {g.dihedral}"
+        f"{g.cutoff:g} Å, M={g.neighbors_told}; symmetrize {g.symmetrize}, envelope {g.envelope}, dihedral {g.dihedral}"
     )
 
 

@@ -22,7 +22,7 @@ from jmp_ds.config.tasks import ClassificationConfig, EnergyConfig, TaskConfig
 from jmp_ds.data.costs import load_cost_model
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
-from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.settings import GraphSettings, fewer_neighbors
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.models.presets import preset
 from jmp_ds.planning import backend
@@ -292,6 +292,8 @@ def _tasks(
 
 def _graph(resolved: Resolved[TrainingConfig], name: str, base: GraphSettings) -> GraphSettings:
     values = resolved.config.tasks[name].graph.model_dump(exclude_none=True)
+    if "fewer_neighbors" in values:
+        values["fewer_neighbors"] = fewer_neighbors(values["fewer_neighbors"])
     try:
         return replace(base, **values)
     except ValueError as error:

@@ -49,6 +49,7 @@ def values_of(target: Target) -> dict[str, Any]:
         **_head(task),
         "cutoff": task.graph.cutoff,
         "max_neighbors": task.graph.max_neighbors,
+        "fewer_neighbors": [step.model_dump() for step in task.graph.fewer_neighbors or ()],
         "batch": config.sampling.batch.structures,
         "lr": config.train.optimizer.lr,
         "normalize": task.normalize,

@@ -12,6 +12,13 @@ from jmp_ds.config.base import NonNegativeFloat, PositiveFloat, Section
 HEADS = r"^(new|keep|copy:.+)$"
 
 
+class FewerNeighborsConfig(Section):
+    """A smaller cap for larger structures."""
+
+    above: int = Field(ge=1, description="structures with more atoms than this")
+    max_neighbors: int = Field(ge=1, description="their cap M of the main graph; the other caps follow")
+
+
 class GraphConfig(Section):
     """How the structures of one task become graphs; what is left out comes from `model.graph`, or from the bundle."""
 
@@ -20,6 +27,11 @@ class GraphConfig(Section):
     )
     max_neighbors: int | None = Field(
         default=None, ge=1, description="cap M of the main graph (30); the other caps follow"
+    )
+    fewer_neighbors: list[FewerNeighborsConfig] | None = Field(
+        default=None,
+        description="smaller M for larger structures, by ascending size, such as [{above: 200, max_neighbors: 10}]; "
+        "[] for none",
     )
     qint_tags: list[int] | None = Field(
         default=None, description="quadruplets need a middle bond that touches an atom with one of these tags ([1, 2])"

@@ -102,7 +102,8 @@ class Selection:
         cutoffs = np.array([s.cutoff for s in settings], dtype=np.float64)
         self._limit = sent(cutoffs * cutoffs, device)[structure]
         self._below = sent(cutoffs - EDGE_OF_CUTOFF, device)[structure]
-        caps = sent(np.array([s.caps for s in settings], dtype=np.int64).reshape(-1, 4), device)[structure]
+        of_structures = [s.caps_of(int(n)) for s, n in zip(settings, plan.natoms, strict=True)]
+        caps = sent(np.array(of_structures, dtype=np.int64).reshape(-1, 4), device)[structure]
         self._caps: Graphs[Tensor] = Graphs(*caps.unbind(1))
         wanted = {tag for s in settings for tag in s.qint_tags}
         takes = np.array([[tag in s.qint_tags for tag in sorted(wanted)] for s in settings], dtype=bool)

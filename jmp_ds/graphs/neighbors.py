@@ -113,7 +113,7 @@ def _masks(
     probability = 0.0
     if dropout is not None and dropout.probability > 0.0:
         drop, probability = dropout.draw, dropout.probability
-    cutoff, caps = settings.cutoff, settings.caps
+    cutoff, caps = settings.cutoff, settings.caps_of(natoms)
     if settings.symmetrize == "jmp":
         return published_masks(candidates, order, natoms, cutoff, caps, periodic, drop, probability)
     return invariant_masks(candidates, order, natoms, cutoff, caps, drop, probability)

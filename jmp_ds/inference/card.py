@@ -14,6 +14,7 @@ from jmp_ds import __version__
 from jmp_ds.bundle import SPEC_FILE, Bundle, load_bundle, save_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.files import write_json, write_text
+from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.elements import known_elements
 from jmp_ds.tasks.metrics import metric_units
 from jmp_ds.tasks.specs import Task
@@ -121,7 +122,10 @@ def _conserves(task: Task) -> str:
         return "no: forces are not the gradient of the energy"
     if task.graph.envelope == "jmp":
         return "between changes of neighbours: the published envelope does not vanish at the cutoff, nor at the cap"
-    cap = task.graph.caps.qint
+    cap = str(task.graph.caps_of(0).qint)
+    if steps := task.graph.fewer_neighbors:
+        fewer = [f"{task.graph.caps_of(step.above + 1).qint} above {step.above} atoms" for step in steps]
+        cap += f" ({', '.join(fewer)})"
     return f"up to the cap: where an atom has more than {cap} neighbours within the cutoff, the energy jumps as they change"
 
 
@@ -157,10 +161,11 @@ def markdown(card: Mapping[str, Any]) -> str:
 def _task_lines(task: Mapping[str, Any]) -> list[str]:
     graph, data = task["graph"], task["data"]
     elements = "not told" if task["elements"] is None else " ".join(task["elements"])
+    told = GraphSettings.from_dict(graph).neighbors_told
     lines = [
         "- predicts: " + ", ".join(f"{label} ({unit})" if unit else label for label, unit in task["predicts"].items()),
         f"- forces: {task['forces']}; energy conserved in dynamics: {task['conserves_energy']}",
-        f"- graph: cutoff {graph['cutoff']:g} Å, {graph['max_neighbors']} neighbours; symmetrize {graph['symmetrize']}, "
+        f"- graph: cutoff {graph['cutoff']:g} Å, {told} neighbours; symmetrize {graph['symmetrize']}, "
         f"envelope {graph['envelope']}, dihedral {graph['dihedral']}",
         f"- elements: {elements}",
         f"- level of theory: {task['level_of_theory'] or data.get('level_of_theory') or 'not told'}",

@@ -16,6 +16,7 @@ from ase import units
 from numpy.typing import NDArray
 
 from jmp_ds.errors import UserError
+from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.extxyz import frame
 from jmp_ds.inference.predict_file import job_of
 from jmp_ds.inference.predictor import Prediction, Predictor, Tags, edge_bound
@@ -123,7 +124,7 @@ def md_file(
     with Resumable(Path(output), job, interval=interval) as file, counter(show_progress) as bar:
         line = bar.add_task("steps of structures", total=given.total and given.total * how.steps)
         done, state = file.done, file.state
-        for group in _groups(given, done, predictor.task.graph.max_neighbors, edge_budget):
+        for group in _groups(given, done, predictor.task.graph, edge_budget):
             resumed = bool(state)
             group, first = _begun(predictor, group, how, state)
             state = {}
@@ -140,12 +141,12 @@ def md_file(
     return done
 
 
-def _groups(source: Source, start: int, neighbors: int, budget: int) -> Iterator[list[_Moving]]:
+def _groups(source: Source, start: int, graph: GraphSettings, budget: int) -> Iterator[list[_Moving]]:
     """Consecutive structures whose edges fit the budget."""
     held: list[_Moving] = []
     cost = 0
     for number, given in enumerate(source.read(start), start):
-        own = edge_bound(given.atoms, neighbors)
+        own = edge_bound(given.atoms, graph)
         if held and cost + own > budget:
             yield held
             held, cost = [], 0

@@ -149,7 +149,7 @@ def _measured(pairs: _Pairs, structure: Structure) -> Candidates:
 
 def _masks(candidates: Candidates, order: IntArray, structure: Structure, settings: GraphSettings) -> Masks:
     """Which candidates are edges, by the rule of the settings (as `build_edges` without edge dropout)."""
-    n, cutoff, caps = structure.natoms, settings.cutoff, settings.caps
+    n, cutoff, caps = structure.natoms, settings.cutoff, settings.caps_of(structure.natoms)
     if settings.symmetrize == "jmp":
         masks = published_masks(candidates, order, n, cutoff, caps, bool(structure.pbc.any()), None, 0.0)
     else:

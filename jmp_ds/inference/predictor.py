@@ -16,6 +16,7 @@ from jmp_ds.bundle import Bundle, load_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
+from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.elements import known_elements
 from jmp_ds.inference.potential import Potential, Values
 from jmp_ds.inference.refusals import refuse_far, refuse_unseen
@@ -155,7 +156,7 @@ class Predictor:
         cost = 0
         held: list[Atoms] = []
         for each in atoms:
-            own = edge_bound(each, self.task.graph.max_neighbors)
+            own = edge_bound(each, self.task.graph)
             if held and cost + own > self._budget:
                 yield _Parcel(first, held)
                 first, held, cost = first + len(held), [], 0
@@ -241,10 +242,11 @@ def structure_of(atoms: Atoms, *, tags: Tags = "none", num_elements: int = 120, 
     return Structure(pos=pos, atomic_numbers=numbers, cell=cell, pbc=pbc, tags=own_tags)
 
 
-def edge_bound(atoms: Atoms, max_neighbors: int) -> int:
+def edge_bound(atoms: Atoms, graph: GraphSettings) -> int:
     """Main edges that a structure may have, roughly; made without looking for neighbours."""
     n = len(atoms)
-    return n * (max_neighbors if atoms.pbc.any() else min(n - 1, max_neighbors)) if n else 0
+    most = graph.max_neighbors_of(n)
+    return n * (most if atoms.pbc.any() else min(n - 1, most)) if n else 0
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:

@@ -196,9 +196,9 @@ def _relaxed(predictor: Predictor, source: Source, start: int, how: Relaxation, 
     pool: list[_Running] = []
     following = next(entering, None)
     while pool or following is not None:
-        used = sum(edge_bound(one.atoms, predictor.task.graph.max_neighbors) for one in pool)
+        used = sum(edge_bound(one.atoms, predictor.task.graph) for one in pool)
         while following is not None:
-            used += edge_bound(following[1], predictor.task.graph.max_neighbors)
+            used += edge_bound(following[1], predictor.task.graph)
             if pool and used > budget:
                 break
             pool.append(_Running(*following, how))

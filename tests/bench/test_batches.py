@@ -80,7 +80,7 @@ def test_files(tmp_path: Path) -> None:
     water, ammonia = molecule("H2O"), molecule("NH3")
     water.write(tmp_path / "water.xyz")
     batch = load_batch(str(tmp_path / "water.xyz"), cutoff=5.0, max_neighbors=7)
-    assert batch.graphs["slabs"].caps.main == 7
+    assert batch.graphs["slabs"].caps_of(1).main == 7
     assert batch.graphs["slabs"].cutoff == 5.0
     save_structures(tmp_path / "own.npz", batch.structures, batch.task_of)
     (again,) = load_batch(str(tmp_path / "own.npz")).structures

@@ -24,9 +24,9 @@ def test_crystal() -> None:
 
 def test_caps() -> None:
     settings = FixedCaps(cutoff=12.0, max_neighbors=120)
-    assert settings.caps == (120, 1000, 20, 8)
+    assert settings.caps_of(1) == (120, 1000, 20, 8)
     proportional = dict(_batches("neighbors-proportional"))
-    assert proportional[120].graphs["slabs"].caps == (120, 4000, 80, 32)
+    assert proportional[120].graphs["slabs"].caps_of(1) == (120, 4000, 80, 32)
     assert [size for size, _ in _batches("neighbors")] == list(NEIGHBORS)
     assert [batch.structures[0].natoms for _, batch in _batches("atoms")] == [48, 96, 192, 400]
 

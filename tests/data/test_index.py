@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from jmp_ds.data.record import make_record
 from jmp_ds.data.store import Store, StoreWriter
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.neighbors import build_edges
-from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings
 
 SETTINGS = GraphSettings(cutoff=4.0, max_neighbors=4)
 
@@ -44,6 +45,18 @@ def test_counts_are_those_of_the_graphs(tmp_path: Path) -> None:
     totals = summed_up(store, SETTINGS)
     assert totals == {name: (counts[:, k].max(), counts[:, k].sum()) for k, name in enumerate(COLUMNS)}
     assert len(set(counts[:, 0].tolist())) > 5
+
+
+def test_counts_with_fewer_neighbors_of_larger_structures(tmp_path: Path) -> None:
+    """Every structure is counted with the cap of its size, and under a name of its own."""
+    store = a_store(tmp_path / "s", 30)
+    steps = (FewerNeighbors(above=6, max_neighbors=1),)
+    counts = np.array(edge_counts(store, replace(SETTINGS, fewer_neighbors=steps)))
+    small, large = edge_counts(store, SETTINGS), edge_counts(store, replace(SETTINGS, max_neighbors=1))
+    sizes = np.array([record.natoms for record in store])
+    assert {6, 7} <= set(sizes.tolist())
+    assert np.array_equal(counts, np.where(sizes[:, None] > 6, large, small))
+    assert not np.array_equal(counts, small)
 
 
 def test_kept_and_derived_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from jmp_ds.graphs.device_dropout import numbers_to_draw
 from jmp_ds.graphs.device_plan import plan_batch
 from jmp_ds.graphs.graph import Graph
 from jmp_ds.graphs.neighbors import EdgeDropout
-from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings, published
 from jmp_ds.graphs.unbuilt import BatchDropout
 
 RULES = {"jmp": published(8.0, 12), "invariant": GraphSettings(cutoff=8.0, max_neighbors=12)}
@@ -74,6 +74,22 @@ SYSTEMS: dict[str, Any] = {
 def test_equals_the_builder_on_the_host(name, rule, brute_rows):
     cases = [case(SYSTEMS[name](), RULES[rule])]
     assert differences(on_host(cases), on_tensors(cases, brute_rows=brute_rows).graph) == []
+
+
+@pytest.mark.parametrize("brute_rows", [ALL_PAIRS, CELL_LIST], ids=["all pairs", "cell list"])
+@pytest.mark.parametrize("rule", RULES)
+def test_fewer_neighbors_of_larger_structures(rule, brute_rows):
+    """A batch that mixes sizes: as on the host, and every structure as with its own cap alone."""
+    steps = (FewerNeighbors(above=20, max_neighbors=6), FewerNeighbors(above=30, max_neighbors=2))
+    made = [molecule("C6H6"), slab(1, (3, 2, 3)), slab(2, (3, 3, 4)), slab(3, (2, 2, 5))]
+    assert [len(atoms) for atoms in made] == [12, 20, 38, 22]
+    fewer = replace(RULES[rule], fewer_neighbors=steps)
+    cases = [case(atoms, fewer) for atoms in made]
+    alone = [case(a, replace(RULES[rule], max_neighbors=m)) for a, m in zip(made, (12, 12, 2, 6), strict=True)]
+    found = on_tensors(cases, brute_rows=brute_rows).graph
+    assert differences(on_host(cases), found) == []
+    assert differences(on_host(alone), found) == []
+    assert differences(on_host([case(atoms, RULES[rule]) for atoms in made]), found) != []
 
 
 @pytest.mark.parametrize("rule", RULES)

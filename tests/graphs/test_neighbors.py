@@ -18,7 +18,7 @@ from numpy.random import default_rng
 
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.neighbors import EdgeDropout, EdgeLists, build_edges
-from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings, published
 
 UNCAPPED = 100_000  # M for which no cap acts on the structures here
 
@@ -127,7 +127,7 @@ def test_golden_edges(name, golden):
             recorded[graph] = edges - np.array([begin, begin, 0, 0, 0])
         assert rows(found.a2a) == rows(recorded["a2a"])
         all_lengths = lengths(found.a2a, pos, cell)
-        for graph, cap in zip(EdgeLists._fields, chosen.caps, strict=True):
+        for graph, cap in zip(EdgeLists._fields, chosen.caps_of(end - begin), strict=True):
             differing = np.array(sorted(rows(getattr(found, graph)) ^ rows(recorded[graph])))
             if name not in TIED:
                 assert len(differing) == 0, graph
@@ -167,7 +167,7 @@ def test_caps_of_the_directed_graphs(rule):
     distance = lengths(every, atoms.positions, atoms.cell.array)
     found = edges_of(atoms, chosen)
     for graph in ("a2ee2a", "qint") if rule == "jmp" else EdgeLists._fields:
-        cap = getattr(chosen.caps, graph)
+        cap = getattr(chosen.caps_of(len(atoms)), graph)
         nearest = set()
         for t in range(len(atoms)):
             mine = np.flatnonzero(every[:, 1] == t)
@@ -175,6 +175,68 @@ def test_caps_of_the_directed_graphs(rule):
         if rule == "invariant":
             nearest |= reversed_rows(np.array(sorted(nearest)))
         assert rows(getattr(found, graph)) == nearest
+
+
+FEWER = (FewerNeighbors(above=28, max_neighbors=10), FewerNeighbors(above=30, max_neighbors=5))
+
+
+def nearest(atoms, cap: int) -> set[tuple[int, ...]]:
+    """Of ASE's neighbours within 7 Å, the `cap` nearest of every atom, one atom after the other."""
+    i, j, offset, distance = primitive_neighbor_list("ijSd", atoms.pbc, atoms.cell.array, atoms.positions, 7.0)
+    found = set()
+    for t in range(len(atoms)):
+        mine = [n for n in np.argsort(distance) if i[n] == t][:cap]
+        found |= {(j[n], t, *offset[n]) for n in mine}
+    return found
+
+
+@pytest.mark.parametrize("rule", ["jmp", "invariant"])
+@pytest.mark.parametrize(("natoms", "cap"), [(27, 30), (28, 30), (29, 10), (30, 10), (31, 5), (32, 5)])
+def test_fewer_neighbors_of_larger_structures(natoms, cap, rule):
+    """Just below and above the sizes, against a plain search; the size itself still belongs to the smaller ones."""
+    atoms = (bulk("Cu", cubic=True) * (2, 2, 2))[:natoms]  # no atom's own image within 7 Å: such pairs are tied
+    atoms.rattle(0.1, seed=natoms)
+    found = edges_of(atoms, GraphSettings(cutoff=7.0, fewer_neighbors=FEWER, symmetrize=rule))
+    alike = edges_of(atoms, GraphSettings(cutoff=7.0, max_neighbors=cap, symmetrize=rule))
+    for graph, own in {"main": cap, "a2a": 1000 * cap // 30, "a2ee2a": 20 * cap // 30, "qint": 8 * cap // 30}.items():
+        edges = getattr(found, graph)
+        np.testing.assert_array_equal(edges, getattr(alike, graph))
+        expected = nearest(atoms, own)
+        if graph == "main" and rule == "jmp":
+            expected = {row for row in expected if row[0] < row[1]}
+        if graph == "main" or rule == "invariant":
+            expected |= reversed_rows(np.array(sorted(expected)))
+        assert rows(edges) == expected, graph
+    assert len(found.main) < len(nearest(atoms, UNCAPPED)), "the cap should act"
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([(300, 5), (200, 10)], r"from small structures to large ones.*\[300, 200\]"),
+        ([(200, 10), (200, 5)], r"each `above` a size of its own"),
+        ([(0, 10)], "at least 1"),
+        ([(200, 30)], "30 neighbours above 200 atoms must be at least 1 and fewer than the 30 of smaller structures"),
+        ([(200, 5), (300, 10)], "10 neighbours above 300 atoms .* fewer than the 5"),
+        ([(200, 0)], "0 neighbours above 200 atoms"),
+    ],
+)
+def test_fewer_neighbors_that_make_no_sense(steps, message):
+    with pytest.raises(ValueError, match=message):
+        GraphSettings(fewer_neighbors=tuple(FewerNeighbors(above=a, max_neighbors=m) for a, m in steps))
+
+
+def test_fewer_neighbors_travel_and_change_no_older_name():
+    """Absent from JSON where there are none, so that counts kept for former settings are still theirs."""
+    plain, fewer = GraphSettings(), GraphSettings(fewer_neighbors=FEWER)
+    assert "fewer_neighbors" not in plain.to_dict()
+    assert plain.digest() == "8a1faa665560f9bd" != fewer.digest()
+    read = json.loads(json.dumps(fewer.to_dict()))
+    assert read["fewer_neighbors"] == [{"above": 28, "max_neighbors": 10}, {"above": 30, "max_neighbors": 5}]
+    assert GraphSettings.from_dict(read) == fewer
+    assert [fewer.max_neighbors_of(n) for n in (1, 28, 29, 30, 31, 1000)] == [30, 30, 10, 10, 5, 5]
+    assert fewer.caps_of(31) == (5, 166, 3, 1)
+    assert fewer.neighbors_told == "30 (10 above 28 atoms, 5 above 30)"
 
 
 @settings(max_examples=40, deadline=None)
@@ -246,7 +308,7 @@ def test_invariant_rule_in_crystals(name, max_neighbors):
     shells_cut = 0
     for graph, edges in zip(EdgeLists._fields, reference, strict=True):
         degree = np.bincount(edges[:, 1], minlength=natoms)
-        shells_cut += int((degree > getattr(chosen.caps, graph)).any())
+        shells_cut += int((degree > getattr(chosen.caps_of(natoms), graph)).any())
     assert shells_cut >= 2, "this case should have caps inside shells"
 
     for seed, dtype in enumerate((np.float64, np.float32, np.float64, np.float32)):

@@ -20,7 +20,7 @@ from jmp_ds.bundle import Bundle, save_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs.assemble import assemble
 from jmp_ds.graphs.neighbors import EdgeLists, build_edges
-from jmp_ds.graphs.settings import GraphSettings
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings
 from jmp_ds.inference.calculator import JMPCalculator
 from jmp_ds.inference.neighbors import MovingGraph
 from jmp_ds.inference.predictor import Predictor, structure_of
@@ -31,6 +31,11 @@ RULES = {
     "capped": GraphSettings(cutoff=5.0, max_neighbors=8),
     "published": published_graph(200),
     "published, capped": published_graph(8),
+    "fewer for larger": GraphSettings(
+        cutoff=5.0,
+        max_neighbors=200,
+        fewer_neighbors=(FewerNeighbors(above=3, max_neighbors=20), FewerNeighbors(above=8, max_neighbors=6)),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.bundle_versions import VERSION, migrate
 from jmp_ds.cli.app import app
 from jmp_ds.errors import UserError
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings
 from jmp_ds.inference.card import export, read_card
 from jmp_ds.inference.elements import known_elements
 
@@ -41,6 +42,20 @@ def run_folder(bundle: Bundle, tmp_path: Path) -> Path:
     metrics = {"test": {"gradient/energy_mae": 0.0123, "gradient/forces_mae": 45.6}}
     (tmp_path / "run" / "report" / "metrics.json").write_text(json.dumps({"model": "final", "metrics": metrics}))
     return tmp_path / "run"
+
+
+def test_fewer_neighbors_of_larger_structures_are_told(tmp_path: Path) -> None:
+    """By `show`, and by the card together with the cap at which energies jump."""
+    steps = (FewerNeighbors(above=200, max_neighbors=10), FewerNeighbors(above=300, max_neighbors=5))
+    graph = GraphSettings(cutoff=5.0, max_neighbors=30, fewer_neighbors=steps)
+    save_bundle(bundle_with(task(graph=graph)), tmp_path / "b")
+    assert "M=30 (10 above 200 atoms, 5 above 300)" in " ".join(run("show", tmp_path / "b").stdout.split())
+    card = export(tmp_path / "b", tmp_path / "out")["tasks"]["gradient"]
+    assert card["conserves_energy"].startswith(
+        "up to the cap: where an atom has more than 8 (2 above 200 atoms, 1 above"
+    )
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "5 Å, 30 (10 above 200 atoms, 5 above 300) neighbours" in text
 
 
 def test_the_card_says_what_a_user_must_know(run_folder: Path, tmp_path: Path) -> None:

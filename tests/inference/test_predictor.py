@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -21,10 +22,10 @@ import jmp_ds
 from jmp_ds.bundle import Bundle, save_bundle
 from jmp_ds.errors import UserError
 from jmp_ds.graphs import unbuilt
-from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.graphs.settings import FewerNeighbors, GraphSettings, published
 from jmp_ds.inference.import_jmp import bundle_of, published_tasks
 from jmp_ds.inference.predict_file import predict_file
-from jmp_ds.inference.predictor import Predictor, structure_of
+from jmp_ds.inference.predictor import Predictor, edge_bound, structure_of
 from jmp_ds.models.presets import preset
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, ScalarTarget, Task
@@ -91,6 +92,23 @@ def test_order_shapes_and_independence_of_batches(bundle: Bundle, task: str) -> 
         assert one.energy == pytest.approx(other.energy, rel=1e-10, abs=1e-10)
         np.testing.assert_allclose(one.forces, other.forces, rtol=1e-9, atol=1e-10)
         assert one.scalars.keys() == ({"gap"} if task == "gradient" else set())
+
+
+def test_fewer_neighbors_of_larger_structures(bundle: Bundle) -> None:
+    """Sizes together are answered as each alone, and as by a model whose only cap is that of the size."""
+    steps = (FewerNeighbors(above=5, max_neighbors=4),)
+
+    def predictor(graph: GraphSettings, **options) -> Predictor:
+        return Predictor(replace(bundle, tasks=(replace(DIRECT, graph=graph), GRADIENT)), "direct", **options)
+
+    fewer = replace(DIRECT.graph, fewer_neighbors=steps)
+    together = predictor(fewer, dtype="float64").predict(zoo())
+    graphs = (DIRECT.graph, replace(fewer, max_neighbors=4, fewer_neighbors=()))
+    small, large = (predictor(graph, dtype="float64").predict(zoo()) for graph in graphs)
+    for atoms, one, below, above in zip(zoo(), together, small, large, strict=True):
+        assert one.energy == pytest.approx((above if len(atoms) > 5 else below).energy, rel=1e-10, abs=1e-10)
+    assert edge_bound(bulk("Cu", cubic=True), fewer) == 4 * 12
+    assert edge_bound(bulk("Cu", cubic=True) * (2, 1, 1), fewer) == 8 * 4
 
 
 @pytest.mark.parametrize("task", ["direct", "gradient"])

@@ -71,6 +71,11 @@ def test_a_plan_on_measured_steps() -> None:
         (["--measured", str(SLAB)], "give it in GiB with --memory"),
         (["--measured", str(SLAB), "--memory", "16"], "no file has precision bf16 (there is float32)"),
         (["--store", "absent"], "absent"),
+        (
+            ["--store", "absent", "--fewer-neighbors", "200"],
+            "--fewer-neighbors 200: must be two whole numbers, ATOMS:M",
+        ),
+        (["--store", "absent", "--fewer-neighbors", "200:30"], "fewer than the 30 of smaller structures"),
     ],
 )
 def test_mistakes_are_one_line(options: list[str], message: str) -> None:
