@@ -186,7 +186,7 @@ class Benchmark:
         """Write benchmark.md, .csv, .json and .png into the folder; the table as text."""
         known = published_results(self.published)
         names = dict.fromkeys(run.target.name for run in runs)
-        samples = [_sample(name, [r for r in runs if r.target.name == name], known.get(name, {})) for name in names]
+        samples = [_sample(name, [r for r in runs if r.target.name == name], known) for name in names]
         header, rows = comparison_table(samples)
         text = markdown(header, rows)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -211,9 +211,11 @@ def _single(run: Run) -> dict[str, object]:
     return {"recipe": run.target.name, "status": status, "metric": metric, "unit": unit, **run.result(metric)}
 
 
-def _sample(name: str, runs: Sequence[Run], published: Mapping[str, float]) -> Sample:
-    """Results of one recipe."""
+def _sample(name: str, runs: Sequence[Run], published: Mapping[str, Mapping[str, float]]) -> Sample:
+    """Results of one recipe; beside those of a single fold what was published for it, where that is known."""
     metric, unit = _metric(runs[0])
+    folds = {run.fold for run in runs}
+    alone = f"{name}:{runs[0].fold}" if len(folds) == 1 else name
     found = [run.result(metric) for run in runs]
     return Sample(
         name=name,
@@ -222,7 +224,7 @@ def _sample(name: str, runs: Sequence[Run], published: Mapping[str, float]) -> S
         asked=len(runs),
         test=[values["test"] for values in found if "test" in values],
         val=[values["val"] for values in found if "val" in values],
-        published=published,
+        published=published.get(alone, published.get(name, {})),
     )
 
 
@@ -230,7 +232,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The table, and how to read it."""
     note = (
         "Mean ± standard deviation (of a single run, denominator n - 1) over finished folds and seeds, on their test "
-        "structures. Published: the paper's numbers for its pre-trained networks; empty where they were not read."
+        "structures. Published: numbers of the paper's pre-trained networks, of the fold where only one is asked for and "
+        "known, else the mean over folds; published_results.yaml says where each was read. Empty where none was."
     )
     return f"{markdown_table(header, list(rows))}\n\n{note}\n"
 

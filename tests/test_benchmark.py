@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from made_up_targets import SMALL, write_data
 from typer.testing import CliRunner
 
@@ -16,7 +19,8 @@ from jmp_ds import benchmark
 from jmp_ds.benchmark import Benchmark, Series, parse_numbers
 from jmp_ds.cli.app import app
 from jmp_ds.cli.train_verbs import STOPPED
-from jmp_ds.config.targets import targets
+from jmp_ds.config.described import values_of
+from jmp_ds.config.targets import find_target, published_results, targets
 from jmp_ds.errors import UserError
 from jmp_ds.report import Sample, comparison_table
 from jmp_ds.training.outcome import Outcome, read_outcome
@@ -87,10 +91,38 @@ def test_tables_and_picture(done: Path) -> None:
     (row,) = list(csv.DictReader((done / "out" / "benchmark.csv").open()))
     assert (row["recipe"], row["runs"], row["unit"]) == ("matbench/jdft2d", "4 of 4", "eV")
     assert row["test"] == f"{np.mean(test):.4g} ± {np.std(test, ddof=1):.2g}"
-    assert row["published jmp-l"] == ""
+    assert (row["published jmp-s"], row["published jmp-l"]) == ("0.03016", "")
     assert row["test"] in text
     assert (done / "out" / "benchmark.md").read_text() == text
     assert (done / "out" / "benchmark.png").stat().st_size > 5000
+
+
+def test_a_single_fold_stands_beside_its_own_published_number(done: Path, tmp_path: Path) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text("matbench/jdft2d: {jmp-l: 0.125}\nmatbench/jdft2d:1: {jmp-l: 0.25}\n")
+    for names, expected in (
+        (("matbench/jdft2d",), "0.125"),
+        (("matbench/jdft2d:1",), "0.25"),
+        (("matbench/jdft2d:0",), "0.125"),
+    ):
+        mine = asked(done, *names, published=file, out=tmp_path / "out")
+        assert mine.report(mine.runs()).splitlines()[2].split("|")[-2].strip() == expected
+
+
+def test_what_is_known_of_published_results() -> None:
+    """Every row names its source, and units are the recipes': energies in eV, so none of these is as large as one."""
+    layer = yaml.safe_load((resources.files("jmp_ds") / "recipes/published_results.yaml").read_text())
+    assert all(set(row) - {"source"} and row["source"] for row in layer.values())
+    known = published_results()
+    assert set(known) == set(layer)
+    assert len({name.partition(":")[0] for name in known}) == 22
+    for name, row in known.items():
+        target, _ = find_target(name)
+        unit = values_of(target)["unit"]
+        assert (
+            all(value < 0.1 for value in row.values()) or unit != "eV" or name.startswith(("matbench/mp-gap", "qmof"))
+        )
+        assert row.get("jmp-l", 0.0) <= row.get("jmp-s", math.inf), name
 
 
 def test_published_results_of_ones_own(done: Path, tmp_path: Path) -> None:

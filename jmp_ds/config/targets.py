@@ -153,6 +153,8 @@ def published_numbers(target: Target, fold: int | None = None) -> dict[str, dict
 def published_results(file: Path | None = None) -> dict[str, dict[str, float]]:
     """Published test results by recipe and network (`jmp-s`, `jmp-l`), in the units of the recipes' metrics.
 
+    `FAMILY/TARGET` is the mean over folds where there are folds, `FAMILY/TARGET:FOLD` a single one.
+
     Args:
         file: YAML of the form of `recipes/published_results.yaml`; the one of the package by default.
 
