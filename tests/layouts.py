@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,30 @@ def qm9_pyg(path: Path, count: int = 5) -> Path:
         for i in range(count)
     ]
     torch.save(molecules, path)
+    return path
+
+
+def qm9_original(folder: Path, numbers: Sequence[int], damaged: Sequence[int] = ()) -> Path:
+    """QM9 as published: one xyz file per molecule, with its number and 15 properties in line 2."""
+    folder.mkdir(parents=True)
+    water = molecule("H2O")
+    for number in numbers:
+        values = "\t".join(f"{0.1 * k + number:.6f}" for k in range(14 if number in damaged else 15))
+        atoms = "".join(
+            f"{s}\t {x:.10f}\t {y:.10f}\t {z:.10f}\t-0.1\n"
+            for s, (x, y, z) in zip("OHH", water.positions + 1e-4 * number, strict=True)
+        )
+        text = f"3\ngdb {number}\t{values}\t\n{atoms}1595.1\t3657.1\t3755.9\nO\tO\t\nInChI=1S/H2O/h1H2\tInChI=1S/H2O/h1H2\n"
+        (folder / f"dsgdb9nsd_{number:06d}.xyz").write_text(text)
+    return folder
+
+
+def uncharacterized(path: Path, numbers: Sequence[int]) -> Path:
+    """The publishers' list beside it: nine lines of heading, a table whose first column is the number, a closing line."""
+    heading = ["=" * 60, "Molecules that failed a check", f"{len(numbers)} molecules of 133885", "", "-" * 60]
+    heading += ["columns:", "", "Index  SMILES", "-" * 60]
+    rows = [f"{number:6d}   O   [OH2]   0.1" for number in numbers]
+    path.write_text("\n".join([*heading, *rows, f"{len(numbers)} rows"]) + "\n")
     return path
 
 

@@ -42,6 +42,13 @@ def convert(
     allow_unlabelled: Annotated[
         bool, typer.Option("--allow-unlabelled", help="take structures without labels")
     ] = False,
+    exclude: Annotated[
+        Path | None, typer.Option(help="list of structures to leave out, by id or by the source's number")
+    ] = None,
+    exclude_rows: Annotated[
+        str,
+        typer.Option(metavar="FIRST:LAST", help="which lines of that list name one in their first column, e.g. 9:-1"),
+    ] = "",
     max_bad: Annotated[
         float, typer.Option(help="structures that may be left out: a fraction below 1, else a number")
     ] = 0.01,
@@ -60,6 +67,7 @@ def convert(
     same command goes on where it was.
     """
     from jmp_ds.data.convert import ConvertOptions, convert, processes_for
+    from jmp_ds.data.exclusion import read_exclusion
     from jmp_ds.data.readers.base import ReaderOptions
     from jmp_ds.data.units import LabelSpec
 
@@ -69,6 +77,8 @@ def convert(
         raise UserError("--format is needed: units are never guessed; `jmp-ds data formats` lists them")
     if tags not in ("source", "ocp"):
         raise UserError(f"--tags must be source or ocp, got {tags!r}")
+    if exclude_rows and exclude is None:
+        raise UserError("--exclude-rows says which lines of a list count, but there is no list: --exclude FILE")
     report = convert(
         paths[:-1],
         paths[-1],
@@ -88,6 +98,7 @@ def convert(
             require=tuple(require or ()),
             allow_unlabelled=allow_unlabelled,
             trust_units=trust_units,
+            exclude=None if exclude is None else read_exclusion(exclude, exclude_rows),
             overwrite=overwrite,
             processes=processes_for(paths[:-1], processes),
             describe=dict(_pair(text) for text in describe or ()),

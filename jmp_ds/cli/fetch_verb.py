@@ -51,8 +51,9 @@ def fetch(
     files = [(f.path.name, str(f.bytes), f.sha256[:16], f.how) for f in fetched]
     print_table(f"in {out / name}", ("file", "bytes", "sha256", "checksum"), files)
     if chosen.convert:
-        places = " ".join(str(f.unpacked or f.path) for f in fetched)
-        typer.echo(f"next: jmp-ds data convert {places} STORE {chosen.convert}")
+        places = " ".join(str(f.unpacked or f.path) for f in fetched if not f.exclude)
+        lists = "".join(f" --exclude {f.path}" for f in fetched if f.exclude)
+        typer.echo(f"next: jmp-ds data convert {places} STORE {chosen.convert}{lists}")
 
 
 def register(group: typer.Typer) -> None:

@@ -115,7 +115,7 @@ class Assembly:
     @property
     def hopeless(self) -> bool:
         """Whether so many structures were bad and none good that it makes no sense to go on."""
-        return self._report.written == 0 and self._report.skipped >= HOPELESS
+        return self._report.written == 0 and self._report.bad >= HOPELESS
 
     def take(self, parts: Iterable[tuple[Part, Path]]) -> None:
         """Write parts, from the place of the state on; their files are removed when they are not needed any more.

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from jmp_ds.data.checks import UnitVerdict
+from jmp_ds.data.exclusion import EXCLUDED
 from jmp_ds.data.readers.base import Skip
 
 
@@ -51,6 +52,16 @@ class ConversionReport:
     def skipped(self) -> int:
         """Structures left out."""
         return sum(reason.count for reason in self.reasons.values())
+
+    @property
+    def excluded(self) -> int:
+        """Those of them that were to be left out."""
+        return self.reasons[EXCLUDED].count if EXCLUDED in self.reasons else 0
+
+    @property
+    def bad(self) -> int:
+        """Those of them that could not be taken."""
+        return self.skipped - self.excluded
 
     @property
     def failed(self) -> bool:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from jmp_ds.data.assembly import STATE, Assembly, State, remaining
 from jmp_ds.data.conversion import ConversionReport
+from jmp_ds.data.exclusion import EXCLUDED, Exclusion
 from jmp_ds.data.layout import is_store
 from jmp_ds.data.part_work import Work, ready
 from jmp_ds.data.parts import Part, Wanted, fingerprint, plan
@@ -46,6 +47,7 @@ class ConvertOptions:
         require: labels every structure must have; without any, one label of whatever name.
         allow_unlabelled: take structures that have no label at all.
         trust_units: go on where the check of units refuses.
+        exclude: names of structures that are left out; they are counted, but not as bad (see `exclusion.read_exclusion`).
         overwrite: replace a store of that name, once the new one is whole.
         shard_size: structures per file of the store.
         describe: level_of_theory, licence, citation, energy, ...: what the store is to say, over what the format says.
@@ -57,6 +59,7 @@ class ConvertOptions:
     require: tuple[str, ...] = ()
     allow_unlabelled: bool = False
     trust_units: bool = False
+    exclude: Exclusion | None = None
     overwrite: bool = False
     shard_size: int = SHARD_SIZE
     describe: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +100,9 @@ def convert(
     report = ConversionReport(store=target)
     start = time.monotonic()
     parts = plan(files, chosen, told)
-    rest = [how.require, how.allow_unlabelled, how.trust_units, how.shard_size]
+    rest: list[object] = [how.require, how.allow_unlabelled, how.trust_units, how.shard_size]
+    if how.exclude is not None:
+        rest.append([sorted(how.exclude.names)])
     mark = fingerprint(parts, format, told, rest)
     _check_staging(staging)
     with _locked(staging):
@@ -123,7 +128,7 @@ def convert(
 
 
 def _wanted(how: ConvertOptions) -> Wanted:
-    return Wanted(how.require, how.allow_unlabelled)
+    return Wanted(how.require, how.allow_unlabelled, how.exclude)
 
 
 def _assemble(
@@ -157,7 +162,13 @@ def _assemble(
 def _describe(staging: Path, metadata: dict[str, object], report: ConversionReport, how: ConvertOptions) -> None:
     """What the store says of itself."""
     found = report.units["all files"].message if "all files" in report.units else "nothing to compare"
-    metadata |= {"skipped": {code: r.count for code, r in sorted(report.reasons.items())}, "unit_check": found}
+    bad = {code: r.count for code, r in sorted(report.reasons.items()) if code != EXCLUDED}
+    metadata |= {"skipped": bad, "unit_check": found}
+    if how.exclude is not None:
+        named, left_out = len(how.exclude.names), report.excluded
+        about = {"list": how.exclude.source, "sha256": how.exclude.sha256, "names": named, "structures": left_out}
+        metadata |= {EXCLUDED: about}
+        report.notes.append(f"{how.exclude.source} has {named} names; {left_out} structures were left out by it")
     metadata |= {"notes": report.notes[:_STORED_NOTES], **how.describe}
     write_json(staging / "metadata.json", metadata)
 
@@ -242,13 +253,15 @@ def _put_in_place(staging: Path, target: Path) -> None:
 
 def _failure(report: ConversionReport, how: ConvertOptions) -> str:
     """Why there is to be no store; empty if there is."""
-    total = report.written + report.skipped
+    total = report.written + report.bad
     if report.written == 0:
-        return f"not one of {total} structures could be taken" if total else "the sources hold no structures"
+        besides = f"; {report.excluded} were excluded" if report.excluded else ""
+        told = f"not one of {total} structures could be taken" if total else "the sources hold no structures"
+        return told + besides
     allowed = how.max_bad * total if how.max_bad < 1 else how.max_bad
-    if report.skipped > allowed:
+    if report.bad > allowed:
         limit = f"{how.max_bad:.2%}" if how.max_bad < 1 else f"{how.max_bad:.0f}"
-        return f"{report.skipped} of {total} structures are bad, more than the {limit} allowed (--max-bad)"
+        return f"{report.bad} of {total} structures are bad, more than the {limit} allowed (--max-bad)"
     return ""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgpack
 
+from jmp_ds.data.exclusion import EXCLUDED, Exclusion
 from jmp_ds.data.packed import Packed, pack
 from jmp_ds.data.readers import reader
 from jmp_ds.data.readers.base import Block, Reader, ReaderOptions, Skip
@@ -23,7 +24,7 @@ from jmp_ds.data.record import Record
 from jmp_ds.errors import UserError
 
 #: Changes whenever parts would hold anything else for the same sources.
-PARTS_VERSION = 1
+PARTS_VERSION = 2
 _LARGEST_BLOCK = 1 << 31
 
 
@@ -53,10 +54,12 @@ class Wanted:
     Attributes:
         require: labels every structure must have; without any, one label of whatever name.
         allow_unlabelled: take structures that have no label at all.
+        exclude: those that are left out whatever they have.
     """
 
     require: tuple[str, ...] = ()
     allow_unlabelled: bool = False
+    exclude: Exclusion | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,14 @@ def read_part(part: Part, format: str, told: ReaderOptions, wanted: Wanted) -> I
 
 
 def select(block: Block, wanted: Wanted) -> tuple[list[Record], list[Skip]]:
-    """Those records of a block that have the labels that are asked for; and what is left out, with the reasons."""
+    """Those records of a block that are wanted; and what is left out, with the reasons."""
     good: list[Record] = []
     skipped = list(block.skipped)
     for record in block.records:
+        name = wanted.exclude.name_of(record) if wanted.exclude is not None else ""
+        if name and wanted.exclude is not None:
+            skipped.append(Skip(EXCLUDED, record.id, f"{wanted.exclude.source} names {name}"))
+            continue
         missing = [name for name in wanted.require if name not in record.labels]
         if missing:
             skipped.append(Skip("missing_label", record.id, f"no label {missing}; there are {sorted(record.labels)}"))

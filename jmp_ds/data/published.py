@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jmp_ds.data.exclusion import EXCLUDED
 from jmp_ds.data.splits import Ints
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
@@ -119,7 +120,7 @@ def positions(store: Store) -> Ints:
     """Position in its source of every structure of a store, int64 [n].
 
     It stands in the record (`info["position"]`), or behind the last # of its id; a store that lacks nothing is in the order
-    of its source.
+    of its source. Structures that were excluded by a list do not belong to the source: positions are counted without them.
 
     Raises:
         UserError: positions cannot be told, or occur twice.
@@ -136,11 +137,18 @@ def positions(store: Store) -> Ints:
         raise UserError(
             f"store {store.path} is made of several files; a published split is of one: convert each by itself"
         )
+    if dict(store.metadata.get(EXCLUDED, {})).get("structures"):
+        if left_out(store):
+            raise UserError(
+                f"store {store.path}: some structures were excluded and others could not be taken, so where the rest were "
+                "among those that are not excluded is not known; mend the source, or split by --part"
+            )
+        found = np.argsort(np.argsort(found))
     return found
 
 
 def left_out(store: Store) -> int:
-    """Structures of the source that are not in the store."""
+    """Structures of the source that are not in the store, though no list excluded them."""
     return sum(int(count) for count in dict(store.metadata.get("skipped", {})).values())
 
 

@@ -31,6 +31,7 @@ class Fetched:
         sha256: its checksum.
         how: how far its content can be relied upon, in words.
         unpacked: where its members are; None if it is no archive.
+        exclude: it lists structures that are to be left out.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Fetched:
     sha256: str
     how: str
     unpacked: Path | None = None
+    exclude: bool = False
 
 
 def fetch(
@@ -75,7 +77,8 @@ def _one(remote: RemoteFile, folder: Path, patience: Patience | None, seen: Call
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         entry = {"url": remote.url, "bytes": size, **found, "fetched": when, "checksum": how}
         write_json(folder / RECORD, {**_remembered(folder), remote.name: entry})
-    return Fetched(path, size, found["sha256"], how, _unpack(path, found["sha256"]) if remote.unpack else None)
+    unpacked = _unpack(path, found["sha256"]) if remote.unpack else None
+    return Fetched(path, size, found["sha256"], how, unpacked, remote.exclude)
 
 
 def _judge(remote: RemoteFile, path: Path, size: int, found: dict[str, str], known: dict[str, Any]) -> str:

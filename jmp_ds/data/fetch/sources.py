@@ -29,6 +29,7 @@ class RemoteFile:
         checksum: that checksum, in lower case.
         stated: who states it.
         unpack: it is an archive that is to be unpacked beside itself.
+        exclude: it is no source, but a list of structures that are to be left out.
     """
 
     url: str
@@ -38,6 +39,7 @@ class RemoteFile:
     checksum: str = ""
     stated: str = ""
     unpack: bool = False
+    exclude: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,5 @@ def _remote(item: Mapping[str, Any]) -> RemoteFile:
     if kind and (len(checksum) != _LENGTHS[kind] or not item.get("from")):
         raise ValueError(f"checksum {checksum!r} of {name}: wrong length, or without saying who states it")
     size, unpack = int(item.get("bytes", 0)), bool(item.get("unpack", False))
-    return RemoteFile(str(item["url"]), name, size, kind, checksum, str(item.get("from", "")), unpack)
+    stated, exclude = str(item.get("from", "")), bool(item.get("exclude", False))
+    return RemoteFile(str(item["url"]), name, size, kind, checksum, stated, unpack, exclude)

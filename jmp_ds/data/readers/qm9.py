@@ -54,7 +54,7 @@ ABOUT = About(
 def blocks(path: Path, options: ReaderOptions) -> Iterator[Block]:
     """Every molecule with 15 labels, named as in the specification, section 10.5; there is no label `energy`.
 
-    Molecules the publishers list as uncharacterised are not left out: the files do not name them.
+    Molecules the publishers list as uncharacterised are not left out: the files do not name them, a list beside them does.
 
     Raises:
         UserError: no such file, or nothing of that kind in it.
@@ -84,6 +84,7 @@ def published(text: str, name: str) -> dict[str, object]:
     try:
         n = int(lines[0])
         title = lines[1].split()
+        index = int(title[1])
         values = np.array([float(x) for x in title[2:]])
         atoms = [line.split() for line in lines[2 : 2 + n]]
         pos = [[float(x) for x in atom[1:4]] for atom in atoms]
@@ -93,7 +94,9 @@ def published(text: str, name: str) -> dict[str, object]:
     if len(atoms) != n or len(values) != len(PROPERTIES):
         raise BadRecord("unreadable", f"{len(values)} properties and {len(atoms)} atoms; expected 15 and {n}")
     labels = dict(zip(PROPERTIES, values * _FACTORS, strict=True))
-    return {"pos": pos, "atomic_numbers": numbers, "labels": labels, "id": name, "info": {"index": int(title[1])}}
+    # The publishers number molecules from 1; archives need not have them in that order.
+    info = {"index": index, "position": index - 1}
+    return {"pos": pos, "atomic_numbers": numbers, "labels": labels, "id": name, "info": info}
 
 
 def _is_published(text: str) -> bool:

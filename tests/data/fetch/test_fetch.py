@@ -225,6 +225,19 @@ def test_the_command_line(server: Server, tmp_path: Path) -> None:
     assert "did you mean mine" in wrong.output
 
 
+def test_a_list_of_what_to_leave_out_is_no_source(server: Server, tmp_path: Path) -> None:
+    listed = tmp_path / "sources.yaml"
+    listed.write_text(
+        f"mine: {{title: t, licence: l, citation: c, convert: '--format qm9', files: ["
+        f"{{url: '{server.url}/x.zip'}}, {{url: '{server.url}/bad.txt', exclude: true}}]}}"
+    )
+    run = CliRunner().invoke(app, ["data", "fetch", "mine", "--sources", str(listed), "--out", str(tmp_path / "o")])
+    assert run.exit_code == 0, run.output
+    folder = tmp_path / "o" / "mine"
+    expected = f"next: jmp-ds data convert {folder / 'x.zip'} STORE --format qm9 --exclude {folder / 'bad.txt'}"
+    assert expected in run.output
+
+
 def test_the_list_of_sources_makes_sense() -> None:
     known = sources()
     assert len(known) >= 20
