@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_stores import write_store
 from typer.testing import CliRunner, Result
 
 from jmp_ds.cli.app import app
@@ -32,6 +33,18 @@ def test_a_plan_is_told_written_and_drawn(tmp_path: Path) -> None:
     assert set(found["devices"]) == {"1", "8", "64", "512", "4096"}
     assert found["best"]["peak_bytes"] <= found["best"]["usable_bytes"]
     assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_a_store_is_counted_with_fewer_neighbors_of_its_larger_structures(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", seed=1)
+    words = ["plan", "--model", "tiny", "--store", tmp_path / "store", "--cutoff", "5", "--max-neighbors", "6"]
+    counts = {}
+    for name, more in {"all alike": [], "fewer": ["--fewer-neighbors", "2:3", "--fewer-neighbors", "3:1"]}.items():
+        result = run(*words, *more, "--json", tmp_path / "plan.json")
+        assert result.exit_code == 0, result.output
+        counts[name] = json.loads((tmp_path / "plan.json").read_text())["counts"]
+    assert counts["fewer"]["atoms"] == counts["all alike"]["atoms"]
+    assert counts["fewer"]["main"] < counts["all alike"]["main"]
 
 
 def test_offload_is_planned_where_nothing_fits_without(tmp_path: Path) -> None:
