@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from jmp_ds.graphs.batch import Structures
-from jmp_ds.tasks import classes
+from jmp_ds.tasks import classes, force_metrics
 from jmp_ds.tasks.normalise import class_numbers, denormalize, present
 from jmp_ds.tasks.specs import ClassTarget, Task
 
@@ -17,10 +17,13 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     """Every metric's name → unit, in a fixed order.
 
     `TASK/energy_mae` eV; `TASK/energy_mae_per_atom` meV/atom; `TASK/forces_mae` meV/Å over the components of all atoms;
-    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); `TASK/stress_mae` meV/Å³ over its six
-    components; `TASK/LABEL_mae` in the label's unit, for a dipole that is a vector over its components. Of classes:
-    `TASK/LABEL_accuracy`, `_balanced_accuracy` (the mean over classes of their accuracies), `_cross_entropy` (nats, classes
-    unweighted), and of two classes `_roc_auc`.
+    `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); over the same atoms
+    `TASK/forces_magnitude_mae_free` meV/Å, the error of the lengths of forces, and `TASK/forces_cosine_free`, the cosine
+    between predicted and labelled forces; `TASK/energy_forces_within_threshold`, the share of structures whose energy and
+    forces are right (see `force_metrics`); `TASK/stress_mae` meV/Å³ over its six components; `TASK/LABEL_mae` in the
+    label's unit, for a dipole that is a vector over its components. Of classes: `TASK/LABEL_accuracy`,
+    `_balanced_accuracy` (the mean over classes of their accuracies), `_cross_entropy` (nats, classes unweighted), and of
+    two classes `_roc_auc`.
     """
     units = {}
     for task in tasks:
@@ -30,6 +33,10 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
         if task.forces is not None:
             units[f"{task.name}/forces_mae"] = "meV/Å"
             units[f"{task.name}/forces_mae_free"] = "meV/Å"
+            units[f"{task.name}/forces_magnitude_mae_free"] = "meV/Å"
+            units[f"{task.name}/forces_cosine_free"] = ""
+        if task.energy is not None and task.forces is not None:
+            units[f"{task.name}/energy_forces_within_threshold"] = ""
         if task.gradient_stress:
             units[f"{task.name}/stress_mae"] = "meV/Å³"
         for target in task.of_structures:
@@ -42,6 +49,21 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
             if target.classes == 2:
                 units[f"{name}_roc_auc"] = ""
     return units
+
+
+#: How the names of metrics end that are no errors: the larger, the better.
+_LARGER = ("_cosine_free", "_within_threshold", "_accuracy", "_roc_auc")
+
+
+def larger_is_better(name: str) -> bool:
+    """Whether a metric is a share, a cosine or an area rather than an error."""
+    return name.endswith(_LARGER)
+
+
+def note_on_direction(names: Iterable[str]) -> str:
+    """A sentence that names those metrics of a table of which the larger is the better; empty without any."""
+    found = dict.fromkeys(name.rpartition("/")[2] for name in names if larger_is_better(name))
+    return f"The larger, the better: {', '.join(found)}." if found else ""
 
 
 def error_of(metrics: Mapping[str, float], task: Task, label: str) -> float | None:
@@ -148,14 +170,10 @@ def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dic
             result[f"{task.name}/{label}_accuracy"] = right, there
             result[f"{task.name}/{label}_cross_entropy"] = lost, there
             continue
-        values = batch.labels[label].values.double()
         if label == "forces":
-            errors = 1000.0 * (predicted[label] - values.index_select(0, rows.atoms)).abs()
-            there = there.index_select(0, rows.atom_structure)
-            free = there & ~batch.fixed.index_select(0, rows.atoms)
-            result[f"{task.name}/forces_mae"] = errors, there.unsqueeze(-1)
-            result[f"{task.name}/forces_mae_free"] = errors, free.unsqueeze(-1)
+            result |= _force_errors(task, predicted, batch)
             continue
+        values = batch.labels[label].values.double()
         errors = (predicted[label] - values.index_select(0, rows.structures)).abs()
         errors = 1000.0 * errors if label == "stress" else errors
         result[f"{task.name}/{label}_mae"] = errors, there.unsqueeze(-1) if errors.dim() > 1 else there
@@ -163,3 +181,25 @@ def _errors(task: Task, outputs: Mapping[str, Tensor], batch: Structures) -> dic
             natoms = batch.natoms.index_select(0, rows.structures).clamp(min=1)
             result[f"{task.name}/energy_mae_per_atom"] = 1000.0 * errors / natoms, there
     return result
+
+
+def _force_errors(task: Task, predicted: Mapping[str, Tensor], batch: Structures) -> dict[str, tuple[Tensor, Tensor]]:
+    """As `_errors`, of forces, and of energy and forces together."""
+    rows, has_forces = batch.rows[task.name], present(task, "forces", batch)
+    labelled = batch.labels["forces"].values.double().index_select(0, rows.atoms)
+    errors = (predicted["forces"] - labelled).abs()
+    there = has_forces.index_select(0, rows.atom_structure)
+    free = there & ~batch.fixed.index_select(0, rows.atoms)
+    magnitudes = force_metrics.magnitude_errors(predicted["forces"], labelled)
+    result = {
+        "forces_mae": (1000.0 * errors, there.unsqueeze(-1)),
+        "forces_mae_free": (1000.0 * errors, free.unsqueeze(-1)),
+        "forces_magnitude_mae_free": (1000.0 * magnitudes, free),
+        "forces_cosine_free": (force_metrics.cosines(predicted["forces"], labelled), free),
+    }
+    if task.energy is not None and "energy" in batch.labels:
+        energies = batch.labels["energy"].values.double().index_select(0, rows.structures)
+        energy_errors = (predicted["energy"] - energies).abs()
+        right = force_metrics.within_thresholds(energy_errors, errors, free, rows.atom_structure)
+        result["energy_forces_within_threshold"] = right.double(), has_forces & present(task, "energy", batch)
+    return {f"{task.name}/{name}": value for name, value in result.items()}

@@ -48,6 +48,9 @@ def test_values_and_units(batch) -> None:
             "a/energy_mae_per_atom": 1000 * (2.0 / 2 + 1.0 / 1) / 2,
             "a/forces_mae": 1000 * (1.5 + 0.5) / 2,  # the third atom's structure has no forces
             "a/forces_mae_free": 1000 * 0.5,  # the first atom is held fixed
+            "a/forces_magnitude_mae_free": 1000 * 0.5 * 3**0.5,
+            "a/forces_cosine_free": 0.0,  # labels of zero have no direction
+            "a/energy_forces_within_threshold": 0.0,
             "b/gap_mae": 0.75,
         }
     )
