@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,11 @@ def test_before_and_after_are_told(tmp_path: Path, bundle: Path) -> None:
         assert f"<h2>{heading}</h2>" in page
     assert "forces_mae by element" in page
     assert page.count("data:image/png;base64,") == 2
+    line = re.search(r"<tr><td>origin/forces_cosine_free</td>.*?</tr>", page)
+    assert line is not None
+    assert line[0].endswith("<td>-</td></tr>")  # a ratio would look like that of errors
+    assert found["gained"]["target/forces_cosine_free"]["constant"] == 0.0
+    assert "The larger, the better: energy_forces_within_threshold, forces_cosine_free." in page
     breakdown = json.loads((tmp_path / "tuned" / "report" / "metrics.json").read_text())["breakdown"]["test"]
     by_element = breakdown["target/forces_mae"]["element"]
     assert set(by_element) == {"1", "6", "8"}
@@ -200,6 +206,19 @@ def test_a_frozen_backbone_forgets_nothing(tmp_path: Path, bundle: Path) -> None
     tuned(file_for(tmp_path, bundle, remember=remember, freeze=["backbone.*"]))
     found = json.loads((tmp_path / "tuned" / "report" / "tuning.json").read_text())["forgotten"]
     assert found["origin/forces_mae"][0] == found["origin/forces_mae"][1]
+
+
+def test_a_task_whose_energy_is_no_longer_trained_is_remembered(tmp_path: Path, bundle: Path) -> None:
+    remember = {"origin": {"store": str(write_store(tmp_path / "old", seed=1)), "structures": 8}}
+    file = file_for(tmp_path, bundle, remember=remember)
+    values = yaml.safe_load(file.read_text())
+    old = {"heads": "keep", "references": "keep", "energy": {"weight": 0}}
+    values["tasks"] = {"origin": {**values["tasks"]["target"], **old}}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    tuned(file)
+    found = json.loads((tmp_path / "tuned" / "report" / "tuning.json").read_text())["forgotten"]
+    assert "origin/forces_cosine_free" in found
+    assert "origin/energy_forces_within_threshold" not in found
 
 
 def test_references_that_moved_are_told(tmp_path: Path, bundle: Path) -> None:

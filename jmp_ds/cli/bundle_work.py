@@ -55,7 +55,7 @@ def evaluate_bundle(
     loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading(graphs=graphs_on(graphs, device)))
     found = evaluate(model, loader, processes, progress=True)
     rows = [(n, f"{found.metrics[n]:.6g}", unit) for n, unit in metric_units([task]).items() if n in found.metrics]
-    print_table(f"{path} on {len(source)} structures of {store}", ("mean absolute error", "value", "unit"), rows)
+    print_table(f"{path} on {len(source)} structures of {store}", ("metric", "value", "unit"), rows)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         write_json(report / "metrics.json", found.metrics, finite=False)

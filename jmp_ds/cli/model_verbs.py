@@ -116,7 +116,7 @@ def evaluate(
     kernels: KernelChoice = Kernels.auto,
     graphs: GraphChoice = Graphs.auto,
 ) -> None:
-    """Mean absolute errors of a bundle on labelled structures."""
+    """Errors and other metrics of a bundle on labelled structures."""
     from jmp_ds.cli.bundle_work import evaluate_bundle
     from jmp_ds.cli.using import evaluate_rows
 

@@ -54,7 +54,7 @@ def evaluate_rows(
     units = units_of(predictor.task)
     print_table(
         f"{path} on {source}",
-        ("mean absolute error", "value", "unit"),
+        ("metric", "value", "unit"),
         [(n, f"{value:.6g}", units.get(n, "")) for n, value in metrics.items()],
     )
     if report is not None:

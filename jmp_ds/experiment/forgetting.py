@@ -48,7 +48,8 @@ def forgotten(
         loader = eval_loader(config, bundle.tasks, sources, processes)
         model = bundle.build(device=processes.device, kernels=kernels)
         found.append(evaluate(model, loader, processes, progress=True).metrics)
-    return {name: (found[0][name], found[1][name]) for name in found[0]}
+    # an energy that is not trained any more is not judged together with forces
+    return {name: (found[0][name], found[1][name]) for name in found[0] if name in found[1]}
 
 
 def _drawn(name: str, wanted: RememberConfig) -> TaskData:

@@ -17,7 +17,7 @@ from jmp_ds.experiment.loaders import eval_loader
 from jmp_ds.experiment.session import Material
 from jmp_ds.files import write_json
 from jmp_ds.report import Curve, markdown_table, plot_curves, plot_parity
-from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.tasks.metrics import metric_units, note_on_direction
 from jmp_ds.training.metrics_log import read_metrics
 from jmp_ds.training.outcome import Outcome
 from jmp_ds.training.processes import Processes
@@ -89,6 +89,7 @@ def _write(
         f"Training ended at step {outcome.step} after {outcome.consumed} structures: {outcome.reason}.",
         f"Model: `{kind}/`. Structures: " + ", ".join(_counts(material)) + ".",
         markdown_table(header, rows),
+        *([note] if (note := note_on_direction(units)) else []),
         "![loss](loss.png)" + (f" ![parity on {shown}](parity_{shown}.png)" if shown in found else ""),
         "Energies in the parity plots are per atom, without what the element references explain.",
     ]

@@ -22,7 +22,7 @@ from jmp_ds.experiment.transfer import Transfer
 from jmp_ds.files import write_json, write_text
 from jmp_ds.page import Section, Table, html_page
 from jmp_ds.report import cell_text
-from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.tasks.metrics import larger_is_better, metric_units, note_on_direction
 from jmp_ds.training.processes import Processes
 
 #: In the run folder: what was known before the first step.
@@ -83,9 +83,10 @@ def _sections(
     errors = [row for row in errors if any(value == value for value in row[2:])]
     who = list(next(iter(gained.values()), {}))
     rows = [[name, units.get(name, ""), *values.values()] for name, values in gained.items()]
-    changes = [[n, units.get(n, ""), b, a, a / b if b else float("nan")] for n, (b, a) in lost.items()]
+    changes = [[n, units.get(n, ""), b, a, _ratio(n, b, a)] for n, (b, a) in lost.items()]
+    direction = note_on_direction([*metrics.get(shown, {}), *gained, *lost])
     return [
-        Section("Errors", "Mean absolute errors of the exported model.", [Table(["metric", "unit", *metrics], errors)]),
+        Section("Errors", f"Of the exported model. {direction}".strip(), [Table(["metric", "unit", *metrics], errors)]),
         Section(
             "Gained",
             "On validation structures: a constant (mean and element references, no forces), the network before its "
@@ -95,7 +96,7 @@ def _sections(
         ),
         Section(
             "Forgotten",
-            "Pre-training tasks with their old heads on the network before and after.",
+            "Pre-training tasks with their old heads on the network before and after; ratios are of errors.",
             [Table(["metric", "unit", "before", "after", "ratio"], changes)] if changes else [],
         ),
         Section(
@@ -111,6 +112,11 @@ def _sections(
             _breakdown_tables(told.get("breakdown", {}).get(shown, {}), units),
         ),
     ]
+
+
+def _ratio(name: str, before: float, after: float) -> float:
+    """By what an error has grown; NaN of what is no error."""
+    return float("nan") if larger_is_better(name) or not before else after / before
 
 
 def _reference_table(task: str, pairs: Mapping[str, Sequence[float]]) -> Table:

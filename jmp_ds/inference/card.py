@@ -16,7 +16,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.files import write_json, write_text
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.inference.elements import known_elements
-from jmp_ds.tasks.metrics import metric_units
+from jmp_ds.tasks.metrics import metric_units, note_on_direction
 from jmp_ds.tasks.specs import Task
 
 CARD_JSON, CARD_TEXT = "card.json", "README.md"
@@ -73,7 +73,7 @@ def card_of(bundle: Bundle, errors: Mapping[str, Mapping[str, float]]) -> dict[s
 
     Args:
         bundle: the model.
-        errors: by split, mean absolute errors by name.
+        errors: by split, metrics by name (see `metric_units`).
     """
     story = bundle.provenance
     data = story.get("data") if isinstance(story.get("data"), dict) else {}
@@ -152,7 +152,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         )
     for split, own in card["errors"].items():
         rows = [(name, f"{x['value']:.6g}", x["unit"]) for name, x in own.items()]
-        lines += [f"On {split}, mean absolute:", "", *_table(("error", "value", "unit"), rows), ""]
+        lines += [f"On {split}. {note_on_direction(own)}".strip(), "", *_table(("metric", "value", "unit"), rows), ""]
     lines += ["", "## Versions and origin", ""]
     lines += [f"- {key}: {value}" for key, value in {**card["versions"], **card["origin"]}.items()]
     return "\n".join(lines) + "\n"

@@ -20,10 +20,10 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     `TASK/forces_mae_free` meV/Å over atoms not held fixed (OCP's convention); over the same atoms
     `TASK/forces_magnitude_mae_free` meV/Å, the error of the lengths of forces, and `TASK/forces_cosine_free`, the cosine
     between predicted and labelled forces; `TASK/energy_forces_within_threshold`, the share of structures whose energy and
-    forces are right (see `force_metrics`); `TASK/stress_mae` meV/Å³ over its six components; `TASK/LABEL_mae` in the
-    label's unit, for a dipole that is a vector over its components. Of classes: `TASK/LABEL_accuracy`,
-    `_balanced_accuracy` (the mean over classes of their accuracies), `_cross_entropy` (nats, classes unweighted), and of
-    two classes `_roc_auc`.
+    forces are right (see `force_metrics`), unless the energy is not trained; `TASK/stress_mae` meV/Å³ over its six
+    components; `TASK/LABEL_mae` in the label's unit, for a dipole that is a vector over its components. Of classes:
+    `TASK/LABEL_accuracy`, `_balanced_accuracy` (the mean over classes of their accuracies), `_cross_entropy` (nats, classes
+    unweighted), and of two classes `_roc_auc`.
     """
     units = {}
     for task in tasks:
@@ -35,7 +35,7 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
             units[f"{task.name}/forces_mae_free"] = "meV/Å"
             units[f"{task.name}/forces_magnitude_mae_free"] = "meV/Å"
             units[f"{task.name}/forces_cosine_free"] = ""
-        if task.energy is not None and task.forces is not None:
+        if _judges_both(task):
             units[f"{task.name}/energy_forces_within_threshold"] = ""
         if task.gradient_stress:
             units[f"{task.name}/stress_mae"] = "meV/Å³"
@@ -51,6 +51,11 @@ def metric_units(tasks: Sequence[Task]) -> dict[str, str]:
     return units
 
 
+def _judges_both(task: Task) -> bool:
+    """Whether energy and forces are judged together: an energy of weight 0 is known but for a constant at best."""
+    return task.forces is not None and task.energy is not None and task.energy.weight > 0.0
+
+
 #: How the names of metrics end that are no errors: the larger, the better.
 _LARGER = ("_cosine_free", "_within_threshold", "_accuracy", "_roc_auc")
 
@@ -62,7 +67,7 @@ def larger_is_better(name: str) -> bool:
 
 def note_on_direction(names: Iterable[str]) -> str:
     """A sentence that names those metrics of a table of which the larger is the better; empty without any."""
-    found = dict.fromkeys(name.rpartition("/")[2] for name in names if larger_is_better(name))
+    found = sorted({name.rpartition("/")[2] for name in names if larger_is_better(name)})
     return f"The larger, the better: {', '.join(found)}." if found else ""
 
 
@@ -197,7 +202,7 @@ def _force_errors(task: Task, predicted: Mapping[str, Tensor], batch: Structures
         "forces_magnitude_mae_free": (1000.0 * magnitudes, free),
         "forces_cosine_free": (force_metrics.cosines(predicted["forces"], labelled), free),
     }
-    if task.energy is not None and "energy" in batch.labels:
+    if _judges_both(task) and "energy" in batch.labels:
         energies = batch.labels["energy"].values.double().index_select(0, rows.structures)
         energy_errors = (predicted["energy"] - energies).abs()
         right = force_metrics.within_thresholds(energy_errors, errors, free, rows.atom_structure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,13 @@ def test_structures_in_which_no_atom_is_free(make_batch) -> None:
     assert not {"a/forces_cosine_free", "a/forces_magnitude_mae_free", "a/forces_mae_free"} & found.keys()
 
 
+def test_an_energy_that_is_not_trained_is_judged_alone(make_batch) -> None:
+    task = replace(TASK, energy=EnergyTarget(weight=0.0))
+    metrics = Metrics((task, OTHER))
+    metrics.update(*Made(1, 40).part(slice(0, 40), make_batch, torch.float32))
+    assert {"a/energy_mae", "a/forces_cosine_free"} < metrics.compute().keys() == metric_units((task,)).keys()
+
+
 def test_thresholds_belong_to_the_wrong_side() -> None:
     """At the threshold, at the other sign, beyond it on one atom of two, and where a number is none."""
     energies = torch.tensor([0.0199, 0.02, 0.0, 0.0, torch.nan, 0.0], dtype=torch.float64)
@@ -129,10 +138,11 @@ def test_cosines_of_nothing_and_of_opposites() -> None:
 
 
 def test_who_is_told_them_and_which_way_is_better() -> None:
-    """No scalar task has them; forces without energies have no share of structures that are right."""
+    """No scalar task has them; forces without trained energies have no share of structures that are right."""
     assert set(metric_units((OTHER,))) == {"b/gap_mae"}
-    alone = metric_units((Task(name="a", graph=GraphSettings(), forces=ForcesTarget()),))
-    assert [name for name in NAMES if name in alone] == list(NAMES[:2])
+    for energy in (None, EnergyTarget(weight=0.0)):
+        alone = metric_units((Task(name="a", graph=GraphSettings(), energy=energy, forces=ForcesTarget()),))
+        assert [name for name in NAMES if name in alone] == list(NAMES[:2])
     classes = Task(name="c", graph=GraphSettings(), classification=ClassTarget(label="metal"))
     units = metric_units((TASK, OTHER, classes))
     assert {name for name in units if larger_is_better(name)} == {name for name in units if units[name] == ""} - {
@@ -140,5 +150,5 @@ def test_who_is_told_them_and_which_way_is_better() -> None:
     }
     assert "a/forces_cosine_free" in units
     assert note_on_direction(["b/gap_mae"]) == ""
-    assert note_on_direction(NAMES) == "The larger, the better: forces_cosine_free, energy_forces_within_threshold."
+    assert note_on_direction(NAMES) == "The larger, the better: energy_forces_within_threshold, forces_cosine_free."
     assert error_of(dict.fromkeys(units, 0.5) | {"a/forces_mae": 9.0}, TASK, "forces") == 9.0
