@@ -33,11 +33,13 @@ class Given:
         atoms: the structure.
         labels: `energy` (eV), `forces` [n, 3] (eV/Å), `stress` [6] (eV/Å³) and scalars, as far as they are there.
         fixed: bool [n], atoms that were held in place.
+        unread: entries of a file's `info` that are no numbers; where a label was meant, messages show them.
     """
 
     atoms: Atoms
     labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     fixed: NDArray[np.bool_] | None = None
+    unread: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source:
@@ -126,7 +128,8 @@ def _of_atoms(atoms: Atoms) -> Given:
     from ase.constraints import FixAtoms
 
     results = dict(getattr(atoms.calc, "results", {}))
-    labels: dict[str, Any] = {k: v for k, v in atoms.info.items() if isinstance(v, (int, float, np.number))}
+    labels: dict[str, Any] = {k: v for k, v in atoms.info.items() if isinstance(v, (int, float, np.number, np.bool_))}
+    unread = {k: v for k, v in atoms.info.items() if k not in labels}
     labels |= {name: results[name] for name in LABEL_NAMES if results.get(name) is not None}
     for name, others in LABEL_NAMES.items():
         for other in others:
@@ -137,4 +140,4 @@ def _of_atoms(atoms: Atoms) -> Given:
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
             fixed[constraint.index] = True
-    return Given(atoms, {k: np.asarray(v, dtype=np.float64) for k, v in labels.items()}, fixed)
+    return Given(atoms, {k: np.asarray(v, dtype=np.float64) for k, v in labels.items()}, fixed, unread)

@@ -22,10 +22,14 @@ from ase.constraints import FixAtoms, FixBondLength
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
-from inference.using import bundle_with, task
+from inference.using import SMOOTH, bundle_with, task
 from small_stores import write_store
+from typer.testing import CliRunner
 
 from jmp_ds.bundle import Bundle, save_bundle
+from jmp_ds.cli.app import app
+from jmp_ds.data.record import make_record
+from jmp_ds.data.store import StoreWriter
 from jmp_ds.errors import UserError
 from jmp_ds.inference.calculator import JMPCalculator
 from jmp_ds.inference.evaluate_file import evaluate_file, means, read_rows
@@ -36,7 +40,7 @@ from jmp_ds.inference.predictor import Predictor
 from jmp_ds.inference.relax_file import Prepared, Relaxation, relax_file
 from jmp_ds.inference.resumable import Resumable
 from jmp_ds.inference.sources import Source
-from jmp_ds.tasks.specs import Normalization
+from jmp_ds.tasks.specs import ClassTarget, EnergyTarget, ForcesTarget, Normalization, Task
 
 NAMES = ["H2O", "CH3CH2OH", "NH3", "CH4", "H2O", "CH3OH"]
 
@@ -293,6 +297,9 @@ def test_errors_against_labels(bundle: Bundle, tmp_path: Path) -> None:
     crystal.rattle(0.1, seed=0)
     found = predictor(bundle).predict([crystal])[0]
     labels = {"energy": found.energy - 2.0, "forces": found.forces + 0.25, "stress": found.stress + 0.002}
+    ends, starts = found.forces[1:], labels["forces"][1:]
+    longer = [np.sqrt(f @ f) - np.sqrt(g @ g) for f, g in zip(ends, starts, strict=True)]
+    angles = [f @ g / np.sqrt((f @ f) * (g @ g)) for f, g in zip(ends, starts, strict=True)]
     crystal.set_constraint(FixAtoms([0]))
     crystal.calc = SinglePointCalculator(crystal, **labels)
     crystal.info["gap"] = found.scalars["gap"] + 1.0
@@ -307,6 +314,9 @@ def test_errors_against_labels(bundle: Bundle, tmp_path: Path) -> None:
             "gradient/energy_mae_per_atom": 1000 * (2 / 4 + 1 / 3) / 2,
             "gradient/forces_mae": 250.0,
             "gradient/forces_mae_free": 250.0,
+            "gradient/forces_magnitude_mae_free": float(1000.0 * np.mean(np.abs(longer))),
+            "gradient/forces_cosine_free": float(np.mean(angles)),
+            "gradient/energy_forces_within_threshold": 0.0,
             "gradient/stress_mae": 2.0,
             "gradient/gap_mae": 1.0,
         }
@@ -315,10 +325,81 @@ def test_errors_against_labels(bundle: Bundle, tmp_path: Path) -> None:
     assert [row["number"] for row in rows] == [0, 1]
     assert rows[0]["energy_error"] == pytest.approx(2.0)
     assert (rows[0]["forces_count"], rows[0]["forces_free_count"]) == (12, 9)
+    assert rows[0]["within_threshold"] is False
+    assert "within_threshold" not in rows[1]
     assert means(rows[1:]).keys() == {"energy_mae", "energy_mae_per_atom"}
     ase.io.write(tmp_path / "bare.xyz", molecule("H2O"))
     with pytest.raises(UserError, match=r"no structure has a label of task gradient \(energy, forces, gap, stress\)"):
         evaluate_file(predictor(bundle), tmp_path / "bare.xyz", tmp_path / "r.jsonl", show_progress=False)
+
+
+def classified(*targets: ClassTarget) -> Bundle:
+    """A task for each kind of class, of the same name as its label."""
+    tasks = [
+        Task(name=t.label, graph=SMOOTH, energy=EnergyTarget(), forces=ForcesTarget(), classification=t)
+        for t in targets
+    ]
+    return bundle_with(*tasks)
+
+
+def stored(path: Path, frames: list[Atoms]) -> Path:
+    """The structures of a file with their labels as a store."""
+    records = []
+    for k, atoms in enumerate(frames):
+        labels = {**atoms.calc.results, **{n: float(atoms.info[n]) for n in ("metal", "phase") if n in atoms.info}}
+        fixed = np.isin(np.arange(len(atoms)), atoms.constraints[0].index if atoms.constraints else [])
+        records.append(
+            make_record(pos=atoms.positions, atomic_numbers=atoms.numbers, labels=labels, fixed=fixed, id=f"s{k}")
+        )
+    with StoreWriter(path, {}) as writer:
+        writer.append(records)
+    return path
+
+
+@pytest.mark.parametrize("name", ["metal", "phase"])
+def test_files_tell_what_stores_tell(tmp_path: Path, name: str) -> None:
+    """Of classes as booleans and as numbers, of forces with held atoms and one of zero, near the thresholds or not."""
+    model = classified(ClassTarget(label="metal"), ClassTarget(label="phase", classes=3, kind="multi"))
+    save_bundle(model, tmp_path / "bundle")
+    frames = molecules()
+    for k, (atoms, found) in enumerate(zip(frames, predictor(model, name).predict(frames), strict=True)):
+        near = 0.01 if k % 2 else 1.0
+        forces = found.forces + 2.0 * near * np.sin(np.arange(3 * len(atoms))).reshape(-1, 3)
+        forces[0] = 0.0 if k == 3 else forces[0]
+        forces[1] += 5.0
+        atoms.set_constraint(FixAtoms([1] if k != 3 else [0, 1]))
+        atoms.calc = SinglePointCalculator(atoms, energy=found.energy + near, forces=forces)
+        if k != 4:
+            atoms.info |= {"metal": k % 3 == 0, "phase": (2 * k + 1) % 3}
+    ase.io.write(tmp_path / "in.extxyz", frames)
+    store = stored(tmp_path / "store", frames)
+    told = {}
+    for source in (tmp_path / "in.extxyz", store):
+        options = ["--task", name, "--report", str(tmp_path / "report"), "--dtype", "float64"]
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "bundle"), str(source), *options])
+        assert done.exit_code == 0, done.output
+        told[source] = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    of_file, of_store = told.values()
+    assert list(of_file) == list(of_store)
+    assert of_file == pytest.approx(of_store, rel=1e-6)
+    assert 0.0 < of_file[f"{name}/energy_forces_within_threshold"] < 1.0
+    kinds = ["accuracy", "balanced_accuracy", "cross_entropy", *(["roc_auc"] if name == "metal" else [])]
+    assert [x for x in of_file if x.startswith(f"{name}/{name}")] == [f"{name}/{name}_{kind}" for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [("yes", "'yes'"), (2, "2.0"), (-1, "-1.0"), (0.5, "0.5"), (np.array([0, 1]), r"\[0 1\]")],
+)
+def test_labels_that_are_no_classes(tmp_path: Path, label: object, told: str) -> None:
+    frames = molecules()[:2]
+    frames[0].info["metal"] = True
+    frames[1].info["metal"] = label
+    ase.io.write(tmp_path / "in.extxyz", frames)
+    model = predictor(classified(ClassTarget(label="metal")), "metal")
+    match = rf"structure 1: label 'metal' is {told}, not the number of a class; 2 classes are numbered 0 to 1"
+    with pytest.raises(UserError, match=match):
+        evaluate_file(model, tmp_path / "in.extxyz", tmp_path / "rows.jsonl", show_progress=False)
 
 
 @pytest.mark.parametrize("cell", [False, True])
