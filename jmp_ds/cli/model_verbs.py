@@ -41,6 +41,9 @@ class Weights(StrEnum):
 
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder of the bundle", show_default=False)]
+SourcePath = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="structures: anything ASE reads, or a store", show_default=False)
+]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="folder of the store", show_default=False)]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="task of the bundle; may be left out if it is the only one")
@@ -49,14 +52,13 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Precision = Annotated[DType, typer.Option(help="precision of the model")]
 KernelChoice = Annotated[Kernels, typer.Option("--kernels", help="what message passing is computed by")]
 GraphChoice = Annotated[Graphs, typer.Option("--graphs", help="where graphs are built")]
+TagChoice = Annotated[Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")]
 EdgesPerBatch = Annotated[int, typer.Option(min=1, help="edges per batch, at most")]
 
 
 def predict(
     bundle: BundlePath,
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="structures: anything ASE reads, or a store", show_default=False)
-    ],
+    source: SourcePath,
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="extended xyz (or .npz) to write", show_default=False)
     ],
@@ -67,9 +69,7 @@ def predict(
     edges: EdgesPerBatch = 20_000,
     dtype: Precision = DType.float32,
     device: Device = "cpu",
-    tags: Annotated[
-        Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")
-    ] = Tags.none,
+    tags: TagChoice = Tags.none,
     kernels: KernelChoice = Kernels.auto,
     graphs: GraphChoice = Graphs.auto,
 ) -> None:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jmp_ds.cli.base import Kernels
-from jmp_ds.cli.model_verbs import BundlePath, Device, DType, EdgesPerBatch, KernelChoice, Precision, Tags, TaskName
+from jmp_ds.cli.model_verbs import (
+    BundlePath,
+    Device,
+    DType,
+    EdgesPerBatch,
+    KernelChoice,
+    Precision,
+    SourcePath,
+    TagChoice,
+    Tags,
+    TaskName,
+)
 
 if TYPE_CHECKING:
     from jmp_ds.inference.predictor import Predictor
@@ -23,11 +34,7 @@ class Optimizer(StrEnum):
     lbfgs = "lbfgs"
 
 
-SourcePath = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="structures: anything ASE reads, or a store", show_default=False)
-]
 OutputPath = Annotated[Path, typer.Argument(metavar="OUTPUT", help="extended xyz to write", show_default=False)]
-TagChoice = Annotated[Tags, typer.Option(help="`ocp`: tags mean 0 below the surface, 1 surface, 2 adsorbate")]
 AllowFar = Annotated[bool, typer.Option(help="go on where an atom has no neighbour; its force is zero then")]
 AllowUnseen = Annotated[bool, typer.Option(help="compute elements that the task was not trained on")]
 

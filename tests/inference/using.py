@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from small_models import set_scales
+from small_models import tiny_model
 
 from jmp_ds.bundle import Bundle
 from jmp_ds.graphs.settings import GraphSettings, published
-from jmp_ds.models.presets import preset
-from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, ScalarTarget, Task
 
 #: No cap acts on small molecules and small cells.
@@ -38,9 +35,7 @@ def task(
 
 def bundle_with(*tasks: Task, seed: int = 0) -> Bundle:
     """A tiny network of random weights."""
-    torch.manual_seed(seed)
-    model = MultiTaskModel(preset("tiny"), tasks or (task(),))
-    set_scales(model)
+    model = tiny_model(*(tasks or (task(),)), seed=seed)
     elements = {own.name: KNOWN for own in tasks or (task(),) if own.normalization}
     return replace(Bundle.of(model, {"weights": "random"}), elements=elements)
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from ase import Atoms
-from small_models import set_scales, structure
+from small_models import structure, tiny_model
 
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
-from jmp_ds.models.presets import preset
 from jmp_ds.tasks.model import MultiTaskModel, Outputs
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Task
 
@@ -20,11 +19,8 @@ def model_for(
     settings: GraphSettings, kind: str = "direct", seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> MultiTaskModel:
     """A tiny model with one task and scale factors of one."""
-    torch.manual_seed(seed)
     task = Task(name="t", graph=settings, energy=EnergyTarget(), forces=ForcesTarget(kind=kind))  # type: ignore[arg-type]
-    model = MultiTaskModel(preset("tiny"), (task,)).to(dtype)
-    set_scales(model)
-    return model
+    return tiny_model(task, seed=seed).to(dtype)
 
 
 def batch_for(model: MultiTaskModel, structures: Sequence[Structure]) -> Batch:

@@ -10,12 +10,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from small_models import set_scales, structure
+from small_models import structure, tiny_model
 
 from jmp_ds.graphs.assemble import Structure, assemble
 from jmp_ds.graphs.batch import Batch
 from jmp_ds.graphs.settings import GraphSettings
-from jmp_ds.models.presets import preset
 from jmp_ds.tasks import heads
 from jmp_ds.tasks.losses import count_labels, loss_sums
 from jmp_ds.tasks.masses import ATOMIC_MASSES
@@ -38,10 +37,7 @@ LABELS = {"gap": 1.0, "r2": 3.0, "dipole": np.array([0.1, 0.2, 0.3]), "phase": 2
 
 @pytest.fixture(scope="module")
 def model() -> MultiTaskModel:
-    torch.manual_seed(0)
-    made = MultiTaskModel(preset("tiny"), [TASK]).double().eval()
-    set_scales(made)
-    return made
+    return tiny_model(TASK).double().eval()
 
 
 def batch_of(*atoms: Atoms, task: Task = TASK) -> Batch:
@@ -109,9 +105,7 @@ def test_one_atom_has_neither_extent_nor_dipole(model) -> None:
 def test_zero_rows_and_gradients_of_a_vanishing_norm() -> None:
     """A batch without structures, and a norm of zero, whose derivative must be a number."""
     task = Task(name="a", graph=TASK.graph, dipole=DipoleTarget(label="mu", norm=True))
-    torch.manual_seed(0)
-    model = MultiTaskModel(preset("tiny"), [task]).train()
-    set_scales(model)
+    model = tiny_model(task).train()
     for atoms in ([], [Atoms("O")]):
         batch = batch_of(*atoms, task=task)
         out = model(batch)
@@ -181,9 +175,7 @@ def test_a_tiny_network_learns_it(targets, worth) -> None:
         found.append(structure(atoms))
         labels.append({task.labels[0]: worth(atoms.positions)})
     batch = assemble(found, [0] * 16, [("a", task.graph)], labels)
-    torch.manual_seed(0)
-    model = MultiTaskModel(preset("tiny"), [task]).train()
-    set_scales(model)
+    model = tiny_model(task).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     seen = []
     for _ in range(60):

@@ -11,7 +11,7 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
-from small_models import set_scales, structure
+from small_models import structure, tiny_model
 
 from jmp_ds.bundle import load_bundle
 from jmp_ds.config import load_finetune
@@ -55,10 +55,7 @@ def batch_of(*atoms: Atoms, labels: list[dict] | None = None) -> Batch:
 
 @pytest.fixture(scope="module")
 def model() -> MultiTaskModel:
-    torch.manual_seed(0)
-    made = MultiTaskModel(preset("tiny"), [TASK]).double().eval()
-    set_scales(made)
-    return made
+    return tiny_model(TASK).double().eval()
 
 
 def test_it_is_the_derivative_by_strain(model) -> None:
@@ -92,9 +89,7 @@ def test_it_changes_neither_energies_nor_forces(model) -> None:
 
 def test_molecules_and_single_atoms_beside_crystals() -> None:
     """What has no volume carries no stress: nothing that is not a number gets into the gradients."""
-    torch.manual_seed(0)
-    model = MultiTaskModel(preset("tiny"), [TASK]).train()
-    set_scales(model)
+    model = tiny_model(TASK).train()
     label = {"forces": np.zeros((2, 3)), "stress": np.full(6, 0.01)}
     batch = batch_of(crystal(), molecule("H2O"), Atoms("O"), labels=[label, {}, {}])
     out = model(batch)
