@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ase import Atoms
 
+from jmp_ds.cli.bundle_work import evaluate_bundle
 from jmp_ds.config import load_finetune
 from jmp_ds.config.checks import check_finetune
 from jmp_ds.data.record import BadRecord, make_record
@@ -89,6 +90,17 @@ def test_dipoles_and_classes_together(store: Path, tmp_path: Path) -> None:
     assert now["water/dipole_mae"] == pytest.approx(found["water/dipole_mae"], rel=1e-4)  # both its heads came along
     with pytest.raises(UserError, match="predicts 'phase' by a head of another kind"):
         run(tmp_path / "again", store, kept, scalar={"label": "phase"})
+
+
+def test_evaluation_refuses_classes_that_the_model_has_not(store: Path, tmp_path: Path) -> None:
+    """Also on a store, where labels are not looked at one by one."""
+    two = np.array([k for k in range(16) if k % 3 != 2])
+    np.save(tmp_path / "train.npy", two[:8])
+    np.save(tmp_path / "val.npy", two[8:])
+    files = {part: str(tmp_path / f"{part}.npy") for part in ("train", "val")}
+    run(tmp_path, store, classification={"label": "phase"}, split={"files": files})
+    with pytest.raises(UserError, match="goes from 0 to 2, but 2 classes"):
+        evaluate_bundle(tmp_path / "run" / "best", store, None, None, None, "cpu", "float32", 1000, "auto", "auto")
 
 
 @pytest.mark.parametrize(

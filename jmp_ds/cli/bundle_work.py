@@ -13,12 +13,14 @@ from jmp_ds.bundle import Bundle, load_bundle, save_bundle
 from jmp_ds.cli.data_verbs import print_table
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import EdgeBudget
+from jmp_ds.data.references import fit_statistics
 from jmp_ds.data.sources import Source, open_source
 from jmp_ds.data.splits import read_indices
 from jmp_ds.data.store import Store
 from jmp_ds.errors import UserError
 from jmp_ds.experiment.evaluate import evaluate
 from jmp_ds.experiment.loaders import fit_scales, graphs_of
+from jmp_ds.experiment.sets import check_labels
 from jmp_ds.files import write_json
 from jmp_ds.models.scaling import unfitted
 from jmp_ds.planning import Graphs, backend, graphs_on
@@ -51,6 +53,10 @@ def evaluate_bundle(
     model = bundle.build(getattr(torch, dtype), device, kernels)
     indices = None if split is None else read_indices(split)
     source = open_source(task.name, task.graph, opened, labels, indices=indices, progress=True)
+    if (
+        task.classification is not None or task.dipole is not None
+    ):  # labels that fit the heads, before anything is computed
+        check_labels(task, fit_statistics(opened, indices, referenced=()))
     processes = Processes(Place(), torch.device(device), torch.get_num_threads())
     loader = EvalLoader([source], graphs_of(bundle.tasks), EdgeBudget(edges), Loading(graphs=graphs_on(graphs, device)))
     found = evaluate(model, loader, processes, progress=True)

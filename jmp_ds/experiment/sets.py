@@ -148,7 +148,7 @@ def _normalization(
         kept = {k: n for k, n in donor.normalization.items() if k in task.labels}
         return kept | ({"stress": Normalization(std=donor.scale("energy"))} if task.gradient_stress else {})
     labels = [label for label in task.labels if label in statistics.labels]
-    _check_labels(task, statistics)
+    check_labels(task, statistics)
     missing = sorted(set(task.labels) - set(labels) - ({"energy"} if task.gradient_forces else set()))
     if missing:
         raise UserError(
@@ -177,7 +177,7 @@ def _scale_alone(label: LabelStatistics) -> Normalization:
     return Normalization(std=label.rms if label.rms > 0.0 else 1.0)
 
 
-def _check_labels(task: Task, statistics: Statistics) -> None:
+def check_labels(task: Task, statistics: Statistics) -> None:
     """Labels of classes must be numbers of classes; a dipole must be the vector or the length that is asked for.
 
     Raises:
