@@ -15,6 +15,9 @@ from jmp_ds.errors import UserError
 
 if TYPE_CHECKING:
     from jmp_ds.cli.launch_commands import Launcher, Layout
+    from jmp_ds.config.checks import Checked
+    from jmp_ds.config.loading import Resolved
+    from jmp_ds.config.pretrain import TrainingConfig
     from jmp_ds.training.outcome import Outcome
 
 #: Exit code of a run that was asked to stop and can be continued.
@@ -31,6 +34,9 @@ Restarts = Annotated[
     ),
 ]
 Check = Annotated[bool, typer.Option("--check", help="only check the configuration and print it resolved")]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="only draw splits and count edges, with every core; a run does so, with one")
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Prepared:
         folders: of its runs.
         device, wall_time: as configured.
         show: prints the configuration.
+        prepare: draws splits and counts edges.
         run: does it in this process, and yields the outcomes.
     """
 
@@ -48,11 +55,17 @@ class Prepared:
     device: str
     wall_time: float | None
     show: Callable[[], object]
+    prepare: Callable[[], object]
     run: Callable[[], Iterable[Outcome]]
 
 
 def pretrain(
-    words: Words, recipe: Recipe = None, processes: Processes = 1, auto_restart: Restarts = 0, check: Check = False
+    words: Words,
+    recipe: Recipe = None,
+    processes: Processes = 1,
+    auto_restart: Restarts = 0,
+    check: Check = False,
+    prepare: Prepare = False,
 ) -> None:
     """Train one network on several tasks from random weights.
 
@@ -60,7 +73,14 @@ def pretrain(
     holds a checkpoint is resumed. Exit codes: 0 finished, 2 a mistake in what was asked, 3 stopped on request.
     More machines than one: `jmp-ds launch`.
     """
-    _do(_prepare_pretrain(words, recipe), ["pretrain", *_arguments(words, recipe)], processes, auto_restart, check)
+    _do(
+        _prepare_pretrain(words, recipe),
+        ["pretrain", *_arguments(words, recipe)],
+        processes,
+        auto_restart,
+        check,
+        prepare,
+    )
 
 
 def finetune(
@@ -69,6 +89,7 @@ def finetune(
     processes: Processes = 1,
     auto_restart: Restarts = 0,
     check: Check = False,
+    prepare: Prepare = False,
 ) -> None:
     """Train a pre-trained network on tasks of your own.
 
@@ -77,7 +98,14 @@ def finetune(
     (`jmp-ds recipes`) needs no file, only `run.dir=FOLDER from=BUNDLE` and the data that it names.
     """
     given = words or []
-    _do(_prepare_finetune(given, recipe), ["finetune", *_arguments(given, recipe)], processes, auto_restart, check)
+    _do(
+        _prepare_finetune(given, recipe),
+        ["finetune", *_arguments(given, recipe)],
+        processes,
+        auto_restart,
+        check,
+        prepare,
+    )
 
 
 def prepare(words: Sequence[str]) -> Prepared:
@@ -118,7 +146,8 @@ def _prepare_pretrain(words: Sequence[str], recipe: str | None) -> Prepared:
         [Path(run.dir)],
         run.device,
         run.wall_time,
-        lambda: typer.echo(resolved.to_yaml(), nl=False),
+        lambda: _show([(resolved, checked)]),
+        lambda: _prepare_data([(resolved, checked)]),
         lambda: [run_pretrain(resolved, checked)],
     )
 
@@ -133,7 +162,7 @@ def _prepare_finetune(words: Sequence[str], recipe: str | None) -> Prepared:
         raise UserError("finetune takes at least one configuration file, or a recipe (jmp-ds recipes)")
     paths: list[Path | None] = [Path(file) for file in files]
     runs = [load_finetune(path, overrides, recipe) for path in paths or [None]]
-    checked = [check_finetune(resolved) for resolved in runs]
+    both = [(resolved, check_finetune(resolved)) for resolved in runs]
     folders = [Path(resolved.config.run.dir) for resolved in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("finetune: two configurations have the same run.dir; give each its own")
@@ -141,9 +170,36 @@ def _prepare_finetune(words: Sequence[str], recipe: str | None) -> Prepared:
         folders,
         runs[0].config.run.device,
         runs[0].config.run.wall_time,
-        lambda: typer.echo("".join(resolved.to_yaml() for resolved in runs), nl=False),
-        lambda: run_finetune(list(zip(runs, checked, strict=True))),
+        lambda: _show(both),
+        lambda: _prepare_data(both),
+        lambda: run_finetune(both),
     )
+
+
+def _show(runs: Sequence[tuple[Resolved[TrainingConfig], Checked]]) -> None:
+    """Every setting; on stderr, what has to be done before many processes start."""
+    from jmp_ds.experiment.preparing import structures_of, too_long, uncounted
+
+    for resolved, checked in runs:
+        typer.echo(resolved.to_yaml(), nl=False)
+        if too_long(stores := uncounted(resolved, checked)):
+            typer.echo(
+                f"edges of {structures_of(stores):,} structures are not counted yet: run this with --prepare before a run "
+                "of several processes",
+                err=True,
+            )
+
+
+def _prepare_data(runs: Sequence[tuple[Resolved[TrainingConfig], Checked]]) -> None:
+    """Splits and edge counts of all runs."""
+    from jmp_ds.cli.launching import launched
+    from jmp_ds.experiment.preparing import prepare
+
+    if launched():
+        raise UserError("--prepare is done by one process with every core; start it without a launcher")
+    for resolved, checked in runs:
+        counted = prepare(resolved, checked)
+        typer.echo(f"{resolved.config.run.dir}: splits drawn, edges of {counted:,} structures counted", err=True)
 
 
 def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -155,13 +211,15 @@ def _arguments(words: Sequence[str], recipe: str | None) -> list[str]:
     return [*words, *(["--recipe", recipe] if recipe else [])]
 
 
-def _do(prepared: Prepared, words: Sequence[str], processes: int, restarts: int, check: bool) -> None:
-    """Show the configuration, start processes, or train here."""
+def _do(prepared: Prepared, words: Sequence[str], processes: int, restarts: int, check: bool, prepare: bool) -> None:
+    """Show the configuration, prepare data, start processes, or train here."""
     from jmp_ds.cli.launch_commands import Launcher, Layout
     from jmp_ds.cli.launching import free_port
 
     if check:
         prepared.show()
+    elif prepare:
+        prepared.prepare()
     elif processes > 1 or restarts:
         launcher = Launcher.local if processes > 1 else None
         start(prepared, words, launcher, Layout(per_node=processes, port=free_port()), restarts)

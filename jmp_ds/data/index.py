@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,15 +57,20 @@ def edge_counts(
         UserError: the folder cannot be written, or a worker process died.
     """
     array, note = _files(store, settings, cache)
-    expected = {"fingerprint": store.summary.fingerprint, "rules": RULES_VERSION}
-    if not is_current(array, note, expected):
-        about = {**expected, "settings": settings.to_dict(), "columns": COLUMNS}
+    if not is_current(array, note, _expected(store)):
+        about = {**_expected(store), "settings": settings.to_dict(), "columns": COLUMNS}
         try:
             blocks = _count_all(store, settings, workers, progress)
             write_table(array, note, (len(store), len(COLUMNS)), blocks, about)
         except OSError as error:
             raise UserError(f"edge counts of {store.path} cannot be kept in {array.parent}: {error}") from error
     return read_table(array)
+
+
+def is_counted(store: Store, settings: GraphSettings, *, cache: Path | None = None) -> bool:
+    """Whether the edges of a store are known under these settings; arguments as for `edge_counts`."""
+    array, note = _files(store, settings, cache)
+    return is_current(array, note, _expected(store))
 
 
 def summed_up(store: Store, settings: GraphSettings, *, cache: Path | None = None) -> dict[str, tuple[int, int]]:
@@ -77,6 +83,11 @@ def summed_up(store: Store, settings: GraphSettings, *, cache: Path | None = Non
 def _files(store: Store, settings: GraphSettings, cache: Path | None) -> tuple[Path, Path]:
     folder = cache or store.path / "index"
     return folder / f"{settings.digest()}.npy", folder / f"{settings.digest()}.json"
+
+
+def _expected(store: Store) -> dict[str, Any]:
+    """What the note of counts says if they are of this store."""
+    return {"fingerprint": store.summary.fingerprint, "rules": RULES_VERSION}
 
 
 def count_range(store: Store, settings: GraphSettings, start: int, stop: int) -> NDArray[np.int32]:

@@ -18,6 +18,7 @@ from jmp_ds.data.costs import CostModel, load_cost_model
 from jmp_ds.data.loading import EvalLoader, Loading, TrainLoader
 from jmp_ds.data.packing import BatchRule, EdgeBudget, StructureCount
 from jmp_ds.data.sources import Source, open_source
+from jmp_ds.data.store import Store
 from jmp_ds.experiment.sets import TaskData
 from jmp_ds.graphs.settings import GraphSettings
 from jmp_ds.graphs.unbuilt import BuiltOn
@@ -38,18 +39,18 @@ def sources_of(
     *,
     run_dir: Path,
     cost: CostModel | None = None,
+    workers: int = 0,
     progress: bool = False,
 ) -> list[Source]:
     """One source per task that has structures in the split; edges are counted where they are not known yet.
 
-    Counts are kept beside the store, or in the run folder where the store cannot be written.
+    Counts are kept in `counts_folder`; `workers` processes besides this one make them.
     """
     sources = []
     for task in tasks:
         own = data[task.name]
         if split not in own.splits:
             continue
-        writable = os.access(own.store.path, os.W_OK)
         sources.append(
             open_source(
                 task.name,
@@ -58,11 +59,17 @@ def sources_of(
                 [label for label in task.labels if own.store.summary.labels.get(label)],
                 indices=own.splits[split],
                 cost=cost,
-                cache=None if writable else run_dir / "index" / task.name,
+                cache=counts_folder(own.store, run_dir, task.name),
+                workers=workers,
                 progress=progress,
             )
         )
     return sources
+
+
+def counts_folder(store: Store, run_dir: Path, task: str) -> Path | None:
+    """Where edge counts are kept: beside the store (None), or in the run folder where the store cannot be written."""
+    return None if os.access(store.path, os.W_OK) else run_dir / "index" / task
 
 
 def graphs_of(tasks: Sequence[Task]) -> list[tuple[str, GraphSettings]]:

@@ -27,6 +27,7 @@ from jmp_ds.experiment.loaders import (
     sources_of,
     train_loader,
 )
+from jmp_ds.experiment.preparing import refuse_to_wait
 from jmp_ds.experiment.recompute import plan_of
 from jmp_ds.experiment.sets import TaskData, draw_splits, normalised_tasks
 from jmp_ds.graphs.batch import Batch, Structures
@@ -73,10 +74,14 @@ def gather_material(
         resolved, checked: the configuration.
         base: by task, the pre-trained task whose references the new ones stay close to.
         processes: collective over them.
+
+    Raises:
+        UserError: there is too much to count for one process while others wait.
     """
     run_dir = Path(resolved.config.run.dir)
     cost = cost_model(resolved.config)
     described: list[dict[str, Any]] = []
+    refuse_to_wait(resolved, checked, processes)
     if processes.first:
         data = draw_splits(resolved, checked, run_dir / "splits")
         statistics = run_dir / "statistics"

@@ -106,6 +106,9 @@ _GONE = re.compile(
     re.IGNORECASE,
 )
 
+#: How they say that it did not come in time, which is another thing: it may be well, and busy.
+_LATE = re.compile(r"timed out|socket timeout", re.IGNORECASE)
+
 
 def lost_contact(error: BaseException) -> bool:
     """Whether an error only says that the connection to another process broke."""
@@ -115,6 +118,8 @@ def lost_contact(error: BaseException) -> bool:
 def explained(error: BaseException) -> str:
     """An error in a line; one that only says that the connection broke also says what that means."""
     told = f"{type(error).__name__}: {error}"
+    if lost_contact(error) and _LATE.search(str(error)):
+        return f"waited in vain for another process, which hangs, has died or was busy for too long ({told})"
     if lost_contact(error):
         return f"lost contact to another process, which has died or was ended; its message tells why ({told})"
     return told

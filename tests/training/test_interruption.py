@@ -131,6 +131,9 @@ def test_a_checkpoint_may_be_finished_after_a_request_to_stop(monkeypatch: pytes
 
 def test_lost_connections_are_explained() -> None:
     assert "another process" in explained(RuntimeError("[gloo/tcp] Connection closed by peer [127.0.0.1]:1"))
+    late = explained(RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete"))
+    assert "waited in vain for another process" in late
+    assert "its message tells why" not in late
     assert explained(ValueError("timed out")) == "ValueError: timed out"
     assert explained(RuntimeError("shapes do not match")) == "RuntimeError: shapes do not match"
     assert PATIENT > 1
