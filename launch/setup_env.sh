@@ -1,4 +1,6 @@
-# Sourced by quickstart.sh and test.sh: leaves a ready Python in $PYTHON, or ends with a clear message.
+# Sourced by quickstart.sh and test.sh: leaves a ready Python in $PYTHON, or ends with a clear message. By itself:
+#   bash launch/setup_env.sh          # makes the environment; then: source .venv/bin/activate
+#   bash launch/setup_env.sh --gpu    # for machines with NVIDIA GPUs, on one without (a login node)
 #
 # An active virtual environment or conda environment is used as it is; otherwise .venv is made beside the package.
 # What is installed: the package (editable) with the extras train, kernels, demo and dev, at the versions of constraints.txt.
@@ -57,13 +59,15 @@ make_venv() {
 
 has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; }
 
+has_cpu_torch() { "$PYTHON" -c 'import torch, sys; sys.exit(torch.version.cuda is not None)' 2>/dev/null; }
+
 install_torch() { # PyTorch's CPU build where there is no GPU and one can be had: it is ten times smaller
     local version pytorch_index="https://download.pytorch.org/whl/cpu"
     version="$(sed -n 's/^torch==//p' "$CONSTRAINTS")"
     if "$PYTHON" -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$version')" 2>/dev/null; then
         return 0
     fi
-    if [ "$(uname -s)" != Linux ] || has_nvidia_gpu; then
+    if [ "$(uname -s)" != Linux ] || [ -n "$FOR_GPU" ] || has_nvidia_gpu; then
         "$PYTHON" -m pip install -c "$CONSTRAINTS" "torch==$version"
         return
     fi
@@ -78,6 +82,9 @@ install_torch() { # PyTorch's CPU build where there is no GPU and one can be had
 
 prepare_environment() {
     choose_environment
+    if [ -n "$FOR_GPU" ] && [ -x "$PYTHON" ] && has_cpu_torch; then
+        die "$ENV_DIR has PyTorch's CPU build; rebuild it: rm -rf $ENV_DIR (deactivate it first), then run this again"
+    fi
     if [ -f "$MARKER" ] && [ "$(cat "$MARKER")" = "$STAMP" ]; then
         "$PYTHON" -c 'import torch, jmp_ds' 2>/dev/null && return 0
         die "$ENV_DIR is marked as installed, but importing torch or jmp_ds fails; rebuild it: rm -rf $ENV_DIR"
@@ -95,5 +102,13 @@ prepare_environment() {
     echo "$STAMP" >"$MARKER"
 }
 
+FOR_GPU=""
+if [ "${BASH_SOURCE[0]}" = "$0" ] && [ $# -gt 0 ]; then
+    [ "$*" = --gpu ] || die "usage: bash launch/setup_env.sh [--gpu]"
+    FOR_GPU=yes
+fi
 prepare_environment
 export PATH="$ENV_DIR/bin:$PATH"
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    echo "ready; now: source $ENV_DIR/bin/activate"
+fi

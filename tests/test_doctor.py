@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from jmp_ds.cli.app import app
@@ -53,6 +54,21 @@ def test_what_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "missing: lmdb; install" in result.output
     levels = {f.name: f.level for f in software.versions()}
     assert (levels["lmdb"], levels["tblite"], levels["torch"]) == ("missing", "off", "ok")
+
+
+@pytest.mark.parametrize(("cuda", "told"), [(None, "setup_env.sh --gpu"), ("13.0", "driver may be too old")])
+def test_gpus_that_torch_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, told: str
+) -> None:
+    """As on a node with GPUs and the environment of a login node without any."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert [f.level for f in machine.devices(tmp_path)] == ["ok", "off"]
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    finding = list(machine.devices(tmp_path))[-1]
+    assert (finding.level, finding.value) == ("problem", "2, none of them usable")
+    assert told in finding.advice
 
 
 def test_locks_are_stale_unless_somebody_builds_there(tmp_path: Path) -> None:

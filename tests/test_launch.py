@@ -91,6 +91,41 @@ def test_an_installed_environment_is_used_as_it_is_and_a_damaged_one_is_an_error
     assert "installing" not in result.stderr
 
 
+def test_an_environment_for_gpus_is_made_where_there_are_none(clone: Path) -> None:
+    """By itself, as on a login node: the general build is asked for, and a CPU build that is there is refused."""
+    script = ["bash", "launch/setup_env.sh"]
+    python = 'echo "$*" >> {log}; case "$*" in *version.cuda*) exit {cuda};; *__version__*) exit 1;; esac'
+
+    def made(cuda: int, *words: str) -> tuple[subprocess.CompletedProcess[str], str]:
+        folder, log = clone / f"env{cuda}{len(words)}", clone / f"log{cuda}{len(words)}"
+        env = fake_environment(folder, python.format(log=log, cuda=cuda))
+        result = subprocess.run(
+            [*script, *words],
+            cwd=clone,
+            env={**os.environ, "VIRTUAL_ENV": str(env)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return result, log.read_text() if log.exists() else ""
+
+    result, log = made(1, "--gpu")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"now: source {clone}/env11/bin/activate\n")
+    asked = re.findall(r"pip install .* (torch==\S+)", log)
+    assert len(asked) == 1
+    assert "+cpu" not in asked[0]
+    result, log = made(0, "--gpu")
+    assert result.returncode == 2
+    assert "has PyTorch's CPU build; rebuild it: rm -rf" in result.stderr
+    assert "pip install" not in log
+    result, log = made(0)
+    assert result.returncode == 0, result.stderr
+    result, _ = made(0, "--cuda", "12")
+    assert (result.returncode, "usage: bash launch/setup_env.sh [--gpu]" in result.stderr) == (2, True)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="running as root, whom no permission keeps from writing")
 def test_an_unwritable_environment_is_an_error(clone: Path) -> None:
     locked = fake_environment(clone / "env", "exit 0")

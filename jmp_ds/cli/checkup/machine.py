@@ -15,15 +15,18 @@ from jmp_ds.cli.checkup.programs import told_by
 GIB = 2**30
 
 
-def devices() -> Iterator[Finding]:
-    """Cores, and GPUs with their memory and what they can compute in."""
+def devices(dev: Path = Path("/dev")) -> Iterator[Finding]:
+    """Cores, and GPUs with their memory and what they can compute in.
+
+    Args:
+        dev: where the driver shows devices, those that torch cannot use among them.
+    """
     cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     bound = f", bound to {cores} of {all_cores}" if cores < all_cores else ""
     yield Finding("devices", "cores", f"{cores}{bound}, {torch.get_num_threads()} threads by default")
     count = torch.cuda.device_count()
     if not count:
-        why = "torch is a CPU build" if torch.version.cuda is None else "torch finds none (nvidia-smi shows more)"
-        yield Finding("devices", "GPUs", "none", "off", f"{why}; everything runs on the CPU")
+        yield _no_gpu(len(list(dev.glob("nvidia[0-9]*"))))
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
@@ -31,6 +34,16 @@ def devices() -> Iterator[Finding]:
         taken = free < 0.9 * total
         advice = "somebody else uses it (nvidia-smi shows who)" if taken else ""
         yield Finding("devices", f"GPU {number}", value, "problem" if taken else "ok", advice)
+
+
+def _no_gpu(there: int) -> Finding:
+    """Why torch has no GPU; harmless only if the driver shows none either."""
+    cpu_build = torch.version.cuda is None
+    why = "torch is a CPU build" if cpu_build else "torch finds none (nvidia-smi shows more)"
+    if not there:
+        return Finding("devices", "GPUs", "none", "off", f"{why}; everything runs on the CPU")
+    mend = "install PyTorch's general build: launch/setup_env.sh --gpu" if cpu_build else "the driver may be too old"
+    return Finding("devices", "GPUs", f"{there}, none of them usable", "problem", f"{why}; {mend}")
 
 
 def interconnect(sys: Path = Path("/sys/class")) -> Iterator[Finding]:
