@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 from jmp_ds.errors import UserError
 from jmp_ds.training.place import recognise
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Exit code of a mistake that the user can mend.
 MISTAKE = 2
@@ -74,6 +77,14 @@ def _rank() -> int:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split())
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal; a file or pipe gets whole rows."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=200)
 
 
 def new_group(text: str) -> typer.Typer:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table as RichTable
 
-from jmp_ds.cli.base import new_group
+from jmp_ds.cli.base import new_group, table_console
 
 group = new_group("Stores of labelled structures: make, look at, check.")
 
@@ -73,4 +72,4 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
-    Console().print(table)
+    table_console().print(table)

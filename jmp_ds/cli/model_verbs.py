@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jmp_ds.cli.base import Graphs, Kernels
+from jmp_ds.cli.base import Graphs, Kernels, table_console
 
 
 class DType(StrEnum):
@@ -179,8 +179,6 @@ def show(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="a bundle or a run folder", show_default=False)],
 ) -> None:
     """Show what a bundle or a run folder holds: tasks, graph rules, normalisation, provenance, last validation."""
-    from rich.console import Console
-
     from jmp_ds.cli.show import show_path
 
-    show_path(path, Console())
+    show_path(path, table_console())

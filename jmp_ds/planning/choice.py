@@ -27,6 +27,7 @@ class ReadyConfig:
         precision: of the training.
         offload: what it keeps in the machine's memory.
         for_cpu: whether it is made for CPU processes.
+        for_one: whether it is made for a single process.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ReadyConfig:
     precision: PrecisionName
     offload: Offload
     for_cpu: bool
+    for_one: bool = False
 
 
 def ready_config(name: str, values: Mapping[str, Any]) -> ReadyConfig:
@@ -49,7 +51,9 @@ def ready_config(name: str, values: Mapping[str, Any]) -> ReadyConfig:
         if values.get(section, {}).get("enabled", False):
             precision = meant  # type: ignore[assignment]
     offload: Offload = "all" if "offload_param" in zero else "optimiser" if "offload_optimizer" in zero else "none"
-    return ReadyConfig(name, int(zero.get("stage", 0)), precision, offload, name.startswith("cpu"))
+    return ReadyConfig(
+        name, int(zero.get("stage", 0)), precision, offload, name.startswith("cpu"), name.startswith("one_gpu")
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def _fastest(found: Sequence[Prediction]) -> Prediction | None:
 def _config_of(found: Prediction, configs: Sequence[ReadyConfig]) -> str | None:
     s = found.setting
     wanted = (s.stage, s.precision, s.offload)
-    return next((c.name for c in configs if not c.for_cpu and (c.stage, c.precision, c.offload) == wanted), None)
+    fitting = (c for c in configs if not c.for_cpu and (s.world == 1 or not c.for_one))
+    return next((c.name for c in fitting if (c.stage, c.precision, c.offload) == wanted), None)
 
 
 def _use(best: Prediction, config: str | None) -> str:

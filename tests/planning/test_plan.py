@@ -141,6 +141,7 @@ def test_every_model_on_one_to_four_thousand_devices(model: str, world: int) -> 
         assert choice.best is not None
         assert choice.best.fits
         assert choice.config in shipped_configs()
+        assert (choice.config == "one_gpu") == (world == 1)
 
 
 def test_gradient_forces_never_get_stage_three() -> None:
