@@ -25,7 +25,7 @@ from torch import Tensor
 from jmp_ds import __version__
 from jmp_ds.bundle_versions import READABLE, VERSION, migrate
 from jmp_ds.errors import UserError
-from jmp_ds.files import to_disk
+from jmp_ds.files import same_access, to_disk
 from jmp_ds.models.bases import Bases
 from jmp_ds.models.config import BackboneConfig
 from jmp_ds.planning import backend
@@ -242,6 +242,7 @@ def _write_files(bundle: Bundle, folder: Path) -> None:
     }
     (folder / SPEC_FILE).write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     folder.chmod(0o755)
+    same_access(folder / WEIGHTS_FILE, folder / SPEC_FILE)
     for place in (folder / WEIGHTS_FILE, folder / SPEC_FILE, folder):
         to_disk(place)
 

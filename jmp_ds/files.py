@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +56,11 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def same_access(path: Path, like: Path) -> None:
+    """Let those read and write a file who may do so with another one; safetensors shuts its files to all but the owner."""
+    path.chmod(stat.S_IMODE(like.stat().st_mode))
 
 
 def sha256(path: Path) -> str:

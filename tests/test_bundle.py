@@ -104,6 +104,13 @@ def test_provenance_says_where_it_comes_from() -> None:
     assert provenance("ema")["command"]
 
 
+def test_weights_are_readable_by_whom_the_rest_is(bundle: Bundle, tmp_path: Path) -> None:
+    save_bundle(bundle, tmp_path / "b")
+    modes = {file.stat().st_mode for file in (tmp_path / "b").iterdir()}
+    (tmp_path / "ordinary").touch()
+    assert modes == {(tmp_path / "ordinary").stat().st_mode}
+
+
 def test_a_bundle_is_replaced_as_a_whole(bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "best"
     save_bundle(bundle, path)

@@ -60,6 +60,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     metrics = json.loads((run / "report" / "metrics.json").read_text())["metrics"]["val"]
     assert set(metrics) >= {"molecules/energy_mae", "crystals/forces_mae"}
     assert [row["step"] for row in read_metrics(run) if row["kind"] == "validate"]
+    # whoever may look at a run may go on from it
+    assert len({file.stat().st_mode for file in run.rglob("*") if file.is_file()}) == 1
 
 
 def test_the_report_evaluates_the_exported_bundle(finished: Path) -> None:

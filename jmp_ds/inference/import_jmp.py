@@ -14,7 +14,7 @@ from jmp_ds.errors import UserError
 from jmp_ds.graphs.settings import published
 from jmp_ds.legacy_pickle import read_torch_file
 from jmp_ds.models.config import BackboneConfig
-from jmp_ds.models.jmp_checkpoint import ImportReport, Weights, import_state
+from jmp_ds.models.jmp_checkpoint import ImportReport, Weights, import_state, size_of
 from jmp_ds.models.presets import PRESETS
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, Task
@@ -53,12 +53,25 @@ def bundle_of(
     with torch.device("meta"):
         model = MultiTaskModel(config, tasks)
     checkpoint = read_torch_file(file)
+    _check_size(checkpoint, config, file)
     try:
         state, report = import_state(checkpoint, state_shapes(model), [task.name for task in tasks], weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     origin = {**provenance(weights), "imported_from": Path(file).name, "unmatched_keys": list(report.unmatched)}
     return Bundle(model.config, model.tasks, state, origin), report
+
+
+def _check_size(checkpoint: Any, config: BackboneConfig, file: str | Path) -> None:
+    """Refuse a network of another size in few words; whatever else does not fit is named tensor by tensor."""
+    found, wanted = size_of(checkpoint), (config.num_blocks, config.emb_size_edge)
+    if found in (None, wanted):
+        return
+    known = [name for name, size in PRESETS.items() if (size.num_blocks, size.emb_size_edge) == found]
+    raise UserError(
+        f"{file}: holds a network of {found[0]} interaction blocks with edges of width {found[1]}, not of {wanted[0]} and "
+        f"{wanted[1]}{f'; that is {known[0]} (--preset {known[0]})' if known else ''}"
+    )
 
 
 def published_tasks() -> tuple[Task, ...]:

@@ -80,6 +80,16 @@ def import_state(
     return state, ImportReport(weights, len(state), tuple(unmatched), zero, _differing_aliases(raw))
 
 
+def size_of(checkpoint: Any) -> tuple[int, int] | None:
+    """Interaction blocks and width of edges of the network in a published file; None where it does not tell them."""
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping):
+        return None
+    blocks = {found[1] for key in state if (found := re.match(r"backbone\.int_blocks\.(\d+)\.", str(key)))}
+    edges = state.get("backbone.bases.edge_emb.dense.linear.weight")
+    return (len(blocks), len(edges)) if blocks and isinstance(edges, Tensor) and edges.dim() == 2 else None
+
+
 def our_name(key: str, tasks: Sequence[str]) -> str | None:
     """Our name of a published key: empty for constants that we do not keep, None where the key means nothing to us."""
     if _CONSTANTS.search(key):

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jmp_ds.errors import UserError
-from jmp_ds.files import sha256, to_disk, write_json, write_text
+from jmp_ds.files import same_access, sha256, to_disk, write_json, write_text
 from jmp_ds.training.engine import Engine
 from jmp_ds.training.processes import Processes
 from jmp_ds.training.shards import Shards
@@ -182,6 +182,7 @@ class Checkpoints:
             save_file(buffers, paths[-1])
         records = {}
         for path in paths:
+            same_access(path, paths[1])
             to_disk(path)
             self._alive()
             records[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -66,6 +66,15 @@ def test_jmp_s_in_full_size(tmp_path: Path) -> None:
         assert (np.abs(got.forces - forces) <= 1e-9 * np.maximum(1.0, np.abs(forces))).all()
 
 
+def test_the_other_size_is_told_in_few_words(tmp_path: Path) -> None:
+    state = {f"backbone.int_blocks.{k}.dense_ca.linear.weight": torch.zeros(1) for k in range(4)}
+    state["backbone.bases.edge_emb.dense.linear.weight"] = torch.zeros(512, 1)
+    torch.save({"state_dict": state}, tmp_path / "s.ckpt")
+    with pytest.raises(UserError, match=r"4 interaction blocks.*not of 6 and 1024; that is jmp-s \(--preset jmp-s\)$"):
+        import_jmp(tmp_path / "s.ckpt", tmp_path / "bundle", "jmp-l", "raw")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_absent_averages(tmp_path: Path) -> None:
     state = {"embedding.atom_embedding.weight": torch.zeros(120, 256)}
     file = write(tmp_path / "raw.pt", state, None)
