@@ -217,6 +217,14 @@ def test_two_processes_through_the_launcher(tmp_path: Path) -> None:
     assert failed.stderr.count("holds a checkpoint") == 1
 
 
+def test_processes_without_work_are_told(tmp_path: Path) -> None:
+    """The published recipe has four structures per step, over all processes."""
+    file = write_pretrain(tmp_path)
+    four = load_pretrain(file, ["sampling.batch={structures: 4}"]).config
+    assert "leave 60 of 64 processes without work" in session._idle(four, 64)
+    assert session._idle(four, 4) == session._idle(load_pretrain(file).config, 64) == ""
+
+
 def test_the_primary_metric_is_in_units_of_the_scale() -> None:
     graph = GraphSettings()
     norms = {"energy": Normalization(std=2.0), "forces": Normalization(std=0.5)}

@@ -117,8 +117,21 @@ def new_model(config: TrainingConfig, checked: Checked, material: Material, proc
         line = f"message passing: {messages.name} on {processes.device}; {plan.story}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(f"graphs: built on the {built_on(config, processes)}", markup=False, highlight=False)
+        if warning := _idle(config, processes.world):
+            console.print(warning, markup=False, highlight=False, soft_wrap=True)
     torch.manual_seed(config.run.seed)
     return MultiTaskModel(replace(checked.backbone, recompute=plan.recompute), material.tasks, messages)
+
+
+def _idle(config: TrainingConfig, world: int) -> str:
+    """What is to be said where a step has fewer structures than there are processes."""
+    structures = config.sampling.batch.structures
+    if structures is None or structures >= world:
+        return ""
+    return (
+        f"sampling.batch: {structures} structures per step leave {world - structures} of {world} processes without work; "
+        "`structures` is the number over all processes, `edges` is that of each"
+    )
 
 
 def train(
