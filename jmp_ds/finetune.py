@@ -78,13 +78,19 @@ def _run(resolved: Resolved[FinetuneConfig], checked: Checked, processes: Proces
         model,
         processes,
         rates=rates,
-        origin={"from": config.source.bundle or "scratch"},
+        origin=_origin(config, checked),
         finish=lambda state: whole_weights(config, state),
     )
     if outcome.status == "finished":
         report_run(config, material, outcome, processes, kernels=checked.kernels, prefer_best=True)
         report_tuning(config, material, checked, processes)
     return outcome
+
+
+def _origin(config: FinetuneConfig, checked: Checked) -> dict[str, str]:
+    """Where the weights come from, and the licence of those that they were made of, if the bundle names one."""
+    licence = checked.bundle.provenance.get("weights_licence") if checked.bundle is not None else None
+    return {"from": config.source.bundle or "scratch", **({"weights_licence": str(licence)} if licence else {})}
 
 
 def _rates(config: LayerwiseLrConfig | None, num_blocks: int) -> LayerwiseRates | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jmp_ds.experiment.transfer import part_of, transfer_weights
 from jmp_ds.finetune import run_finetune
 from jmp_ds.graphs import unbuilt
 from jmp_ds.graphs.settings import GraphSettings, published
+from jmp_ds.inference.card import export
 from jmp_ds.models.presets import preset
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, ScalarTarget, Task
@@ -49,7 +51,8 @@ def finetune(file: Path, *overrides: str) -> Outcome:
 
 def test_a_direct_bundle_becomes_a_gradient_model(tmp_path: Path) -> None:
     """The case of most users: new heads, forces as a gradient, step-0 table, best and final bundles, test metrics."""
-    save_bundle(bundle_of(source_task()), tmp_path / "bundle")
+    licensed = replace(bundle_of(source_task()), provenance={"weights_licence": "not for sale"})
+    save_bundle(licensed, tmp_path / "bundle")
     file = write_finetune(tmp_path, {"bundle": str(tmp_path / "bundle"), "heads": "new"})
     outcome = finetune(file, "train.epochs=2")
     assert outcome.status == "finished"
@@ -63,6 +66,9 @@ def test_a_direct_bundle_becomes_a_gradient_model(tmp_path: Path) -> None:
     assert metrics["model"] == "best"
     assert set(metrics["metrics"]) == {"val", "test"}
     assert tuned.provenance["from"] == str(tmp_path / "bundle")
+    assert tuned.provenance["weights_licence"] == "not for sale"
+    export(tmp_path / "tuned", tmp_path / "out")
+    assert "- weights_licence: not for sale" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_from_scratch_fits_scale_factors(tmp_path: Path) -> None:
@@ -70,6 +76,7 @@ def test_from_scratch_fits_scale_factors(tmp_path: Path) -> None:
     assert finetune(file, "model.preset=tiny").status == "finished"
     bundle = load_bundle(tmp_path / "tuned" / "final")
     assert bundle.provenance["from"] == "scratch"
+    assert "weights_licence" not in bundle.provenance
     assert all(float(x) > 0.0 for name, x in bundle.state.items() if name.endswith("scale_factor"))
 
 

@@ -23,6 +23,9 @@ CARD_JSON, CARD_TEXT = "card.json", "README.md"
 #: Facts of a store's metadata that belong on the card, in this order.
 _FACTS = ("level_of_theory", "energy", "source", "licence", "license", "citation")
 
+#: What a bundle says of its weights.
+_ORIGIN = ("imported_from", "from", "weights_licence", "training", "fitted_scales")
+
 
 def export(path: str | Path, out: str | Path, errors: str | Path | None = None) -> dict[str, Any]:
     """Write a bundle with its card.
@@ -86,7 +89,7 @@ def card_of(bundle: Bundle, errors: Mapping[str, Mapping[str, float]]) -> dict[s
             for split, own in errors.items()
         },
         "versions": {key: story[key] for key in ("jmp_ds", "torch", "date", "command", "weights") if key in story},
-        "origin": {key: story[key] for key in ("imported_from", "from", "training", "fitted_scales") if key in story},
+        "origin": {key: story[key] for key in _ORIGIN if key in story},
     }
 
 

@@ -19,6 +19,9 @@ from jmp_ds.models.presets import PRESETS
 from jmp_ds.tasks.model import MultiTaskModel
 from jmp_ds.tasks.specs import EnergyTarget, ForcesTarget, Normalization, Task
 
+#: Of the published weights; it goes on to what is made of them.
+LICENCE = "CC BY-NC 4.0 (published JMP weights)"
+
 
 def import_jmp(file: str | Path, out: str | Path, preset: str, weights: Weights = "ema") -> ImportReport:
     """Read a published pre-training checkpoint and write a bundle.
@@ -58,7 +61,12 @@ def bundle_of(
         state, report = import_state(checkpoint, state_shapes(model), [task.name for task in tasks], weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    origin = {**provenance(weights), "imported_from": Path(file).name, "unmatched_keys": list(report.unmatched)}
+    origin = {
+        **provenance(weights),
+        "imported_from": Path(file).name,
+        "weights_licence": LICENCE,
+        "unmatched_keys": list(report.unmatched),
+    }
     return Bundle(model.config, model.tasks, state, origin), report
 
 

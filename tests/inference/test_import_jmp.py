@@ -52,6 +52,7 @@ def test_jmp_s_in_full_size(tmp_path: Path) -> None:
     assert (report.weights, report.unmatched, report.zero_factors) == ("ema", (), ())
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.provenance["weights"] == "ema"
+    assert bundle.provenance["weights_licence"].startswith("CC BY-NC 4.0")
     assert bundle.provenance["imported_from"] == "jmp-s.pt"
     inputs, reference = recorded("ethanol"), recorded("full_size_recipe_weights")
     ethanol = Atoms(inputs["Z"], inputs["pos"])

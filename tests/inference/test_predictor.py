@@ -271,6 +271,7 @@ def test_the_published_tasks() -> None:
     assert [round(t.scale("energy"), 5) for t in tasks] == [24.90147, 25.2296, 2.87007, 1.78747]
     assert [round(t.scale("forces"), 6) for t in tasks] == [0.511153, 0.256789, 2.131423, 0.359142]
     assert [t.forces.weight for t in tasks if t.forces] == [73.0, 80.0, 15.0, 14.0]
+    assert all("references that were not published" in t.level_of_theory for t in tasks)
 
 
 def test_files_keep_every_digit(bundle: Bundle, tmp_path: Path) -> None:
