@@ -203,7 +203,7 @@ def test_a_launched_process_launches_nothing(folder: Path, monkeypatch: pytest.M
 
 def outcome_by(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, node_rank: int = 0, restarts: int = 0) -> int:
     """Exit code of a launch whose launcher runs a piece of Python in the run folder's parent."""
-    prepared = train_verbs.Prepared([folder / "run"], "cpu", None, lambda: None, list)
+    prepared = train_verbs.Prepared([folder / "run"], "cpu", None, lambda: None, lambda: None, list)
     command = Command(
         words=(sys.executable, "-c", f"import sys, pathlib; run = pathlib.Path({str(folder / 'run')!r}); {code}")
     )
@@ -253,7 +253,7 @@ def test_a_restart_has_what_is_left_of_the_wall_time_and_a_new_port(
 
     monkeypatch.setattr(launching, "make_command", make)
     monkeypatch.setattr(restarting, "_LONGEST_PAUSE", 0.001)
-    prepared = train_verbs.Prepared([tmp_path / "run"], "cpu", 2.0, lambda: None, list)
+    prepared = train_verbs.Prepared([tmp_path / "run"], "cpu", 2.0, lambda: None, lambda: None, list)
     for launcher in (Launcher.local, Launcher.torchrun):
         made.clear()
         with pytest.raises(typer.Exit):

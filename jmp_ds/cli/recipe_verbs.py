@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
-
-from jmp_ds.cli.base import table_console
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -62,7 +61,9 @@ def recipes(
         fewer = [f"{step['max_neighbors']}>{step['above']}" for step in row["fewer_neighbors"]]
         row = {**row, "max_neighbors": " ".join([str(row["max_neighbors"]), *fewer])}
         table.add_row(*(_cell(row[key]) for key in _SHOWN))
-    table_console().print(table)
+    # a file or pipe shall get whole rows
+    console = Console() if Console().is_terminal else Console(width=200)
+    console.print(table)
 
 
 def _head(split: str) -> str:
