@@ -189,6 +189,11 @@ def test_graph_rules_come_from_the_bundle(tmp_path: Path) -> None:
     assert task.graph == published(6.0, 12)
     assert task.energy is not None
     assert task.energy.bias  # the copied head's shape
+    new = {"symmetrize": "invariant", "envelope": "cutoff", "dihedral": "smooth"}
+    for heads in ("new", "copy:origin"):
+        resolved = load_finetune(file, [f"from.heads={heads}", f"model={{kernels: torch, graph: {json.dumps(new)}}}"])
+        (task,) = check_finetune(resolved).tasks
+        assert {key: getattr(task.graph, key) for key in new} == new
 
 
 def test_several_runs_in_one_start(tmp_path: Path) -> None:

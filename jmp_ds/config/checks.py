@@ -222,15 +222,15 @@ def _with_branches(resolved: Resolved[TrainingConfig], base: BackboneConfig, mod
 
 
 def _inherited(resolved: Resolved[FinetuneConfig], name: str, bundle: Bundle | None) -> GraphSettings:
-    """Settings of the bundle's task that heads come from, or the rules that all its tasks share."""
+    """Settings of the bundle's task that heads come from, or the rules that all its tasks share; `model.graph` wins."""
     config = resolved.config
     rules = config.model.graph.model_dump() if config.model is not None else {}
     if bundle is None:
         return GraphSettings(**rules)
-    if config.head_source(name) is not None:
-        return head_donor(resolved, name, bundle).graph
-    first = bundle.tasks[0].graph
     mine = config.model.graph.model_dump(exclude_unset=True) if config.model is not None else {}
+    if config.head_source(name) is not None:
+        return replace(head_donor(resolved, name, bundle).graph, **mine)
+    first = bundle.tasks[0].graph
     return replace(GraphSettings(symmetrize=first.symmetrize, envelope=first.envelope, dihedral=first.dihedral), **mine)
 
 
